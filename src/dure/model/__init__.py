@@ -1,0 +1,1 @@
+"""The vocabulary: values every room shares. Imports nothing of ours."""
