@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from dure.model.chip import Chip, Node
 from dure.model.usage import RunMeter, TokenRow
-from dure.model.workload import Exit, Plan, Refusal, RunPhase, Workload
+from dure.model.workload import Exit, Plan, Refusal, RunPhase, Workload, WorkloadPhase
 
 EVENT_V = 1
 """Version written on every event; a newer one is refused by name."""
@@ -69,7 +69,7 @@ class StopAsked(Struct, frozen=True, tag="stop_asked"):
 
 class WorkloadEnded(Struct, frozen=True, tag="workload_ended"):
     workload: str
-    phase: str
+    phase: WorkloadPhase
     why: str
 
 

@@ -1,0 +1,1 @@
+"""Placement: filter, fit, score, over column arrays kept by the fold."""

@@ -1,0 +1,92 @@
+"""Column arrays per chip kind: the index that placement reads. Kept by the fold; rebuilt from State it is equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from dure.model.chip import Chip
+from dure.model.units import WHOLE_CHIP_MILLI
+
+
+class KindColumns:
+    """All chips of one kind, a row each, in the order they joined.
+
+    `free` milli left (int32), `node` index into `nodes` (int32), `usable` linked and healthy (bool).
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.free: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.node: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self.usable: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+
+
+class Columns:
+    """Rows of every kind, and where each chip's row is."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, KindColumns] = {}
+        self.nodes: list[str] = []
+        self._node_index: dict[str, int] = {}
+        self._row: dict[str, tuple[KindColumns, int]] = {}
+
+    def put(self, chips: Iterable[tuple[Chip, int, bool]]) -> None:
+        """Add chips, or renew those known: (chip, milli held, node linked)."""
+        new: dict[str, list[tuple[Chip, int, bool]]] = {}
+        for chip, held, linked in chips:
+            known = self._row.get(chip.id)
+            if known is None:
+                new.setdefault(chip.kind, []).append((chip, held, linked))
+                continue
+            columns, row = known
+            columns.free[row] = WHOLE_CHIP_MILLI - held
+            columns.usable[row] = linked and chip.health == "healthy"
+        for kind, rows in new.items():
+            self._append(self.kinds.setdefault(kind, KindColumns()), rows)
+
+    def _append(self, columns: KindColumns, rows: list[tuple[Chip, int, bool]]) -> None:
+        first = len(columns.ids)
+        for at, (chip, _, _) in enumerate(rows):
+            if chip.node not in self._node_index:
+                self._node_index[chip.node] = len(self.nodes)
+                self.nodes.append(chip.node)
+            columns.ids.append(chip.id)
+            self._row[chip.id] = (columns, first + at)
+        free = np.array([WHOLE_CHIP_MILLI - held for _, held, _ in rows], np.int32)
+        node = np.array([self._node_index[chip.node] for chip, _, _ in rows], np.int32)
+        usable = np.array([linked and chip.health == "healthy" for chip, _, linked in rows], np.bool_)
+        columns.free = np.concatenate([columns.free, free])
+        columns.node = np.concatenate([columns.node, node])
+        columns.usable = np.concatenate([columns.usable, usable])
+
+    def take(self, chip: str, milli: int) -> None:
+        """Hold `milli` of a chip; negative gives back."""
+        columns, row = self._row[chip]
+        columns.free[row] -= milli
+
+    def close(self, chips: Iterable[str]) -> None:
+        """No placement on these chips any more (node unlinked, chip gone)."""
+        for chip in chips:
+            columns, row = self._row[chip]
+            columns.usable[row] = False
+
+    def drop(self, chips: Iterable[str]) -> None:
+        """Forget these chips' rows; the order of the others stays."""
+        gone = {chip for chip in chips if chip in self._row}
+        for columns in {id(self._row[chip][0]): self._row[chip][0] for chip in gone}.values():
+            keep = np.array([chip not in gone for chip in columns.ids], np.bool_)
+            columns.ids = [chip for chip in columns.ids if chip not in gone]
+            columns.free, columns.node, columns.usable = columns.free[keep], columns.node[keep], columns.usable[keep]
+            self._row.update({chip: (columns, row) for row, chip in enumerate(columns.ids)})
+        for chip in gone:
+            del self._row[chip]
+
+    def snapshot(self) -> dict[str, tuple[str, int, bool]]:
+        """Chip -> (node, free milli, usable): what the arrays say, for comparing two indexes."""
+        return {
+            chip: (self.nodes[columns.node[row]], int(columns.free[row]), bool(columns.usable[row]))
+            for chip, (columns, row) in self._row.items()
+        }

@@ -1,0 +1,291 @@
+"""`turn(now, inbox) -> (events, effects)`: the whole core, synchronous. Effects happen after the events are on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from dure.metering.energy import HeldRun, measure
+from dure.metering.ledger import Ledger
+from dure.metering.ledger import apply as account
+
+from dure.computing import inbox as ib
+from dure.computing.admit import admit
+from dure.computing.place.place import place
+from dure.computing.queue import Queue
+from dure.computing.reconcile import reconcile, spec_of
+from dure.computing.state import ENDS, RunState, State, WorkloadState, apply, columns_of
+from dure.computing.story import told
+from dure.model import event as ev
+from dure.model.units import NS_PER_MINUTE
+from dure.model.view import Submitted
+from dure.model.wire import Beat, Hello, Lease, Recorded, RunStatus, Start, Stop
+from dure.model.workload import ChipAsk, Command, Exit, Plan, Refusal, Serve, Workload, WorkloadPhase
+
+LEASE_S = 120.0
+"""A run lives this long without a word from control; restarts of control and agent take seconds."""
+PLACED_A_TURN = 1000
+_RANK = {"placed": 0, "fetching": 1, "starting": 2, "running": 3, "ended": 4}
+
+
+class Core:
+    """State of the cloud and the only function that changes it.
+
+    `models`: names of the catalogue. `more` is True when a turn left placements for the next one.
+    """
+
+    def __init__(self, models: Collection[str], state: State | None = None, ledger: Ledger | None = None) -> None:
+        self.models = models
+        self.state = state or State()
+        self.ledger = ledger or Ledger()
+        self.columns = columns_of(self.state)
+        self.seen: dict[str, Beat] = {}
+        self.statuses: dict[str, RunStatus] = {}
+        """Volatile: each live run as its node last showed it."""
+        self.more = False
+        self._live: dict[str, dict[str, None]] = {}
+        self._queue = Queue()
+        self._met: set[str] = set()
+        self._events: list[ev.Event] = []
+        self._effects: list[ib.Effect] = []
+        self._now = 0
+        self.reindex()
+
+    def reindex(self) -> None:
+        """Make the volatile indexes anew from the state, after a replay."""
+        self._live, self._queue = {}, Queue()
+        for run in self.state.runs.values():
+            if run.phase != "ended":
+                self._live.setdefault(run.plan.node, {})[run.id] = None
+        for need, not_before_ns in self.state.needs.items():
+            self._queue.add(need, self._shape(need), not_before_ns)
+
+    def replay(self, at_ns: int, event: ev.Event) -> None:
+        """Fold one event of the log; call `reindex` after the last."""
+        apply(self.state, self.columns, at_ns, event)
+        account(self.ledger, at_ns, event)
+
+    def turn(self, now_ns: int, items: Sequence[ib.Item]) -> tuple[list[ev.Event], list[ib.Effect]]:
+        self._now, self._events, self._effects = now_ns, [], []
+        for item in items:
+            self._take(item)
+        self._place_all()
+        return self._events, self._effects
+
+    def _take(self, item: ib.Item) -> None:
+        match item:
+            case ib.AgentBeat():
+                self._beat(item.node, item.beat)
+            case ib.Submit():
+                done = tuple(self._submit(Workload(self._next_id(), ask, item.by, self._now)) for ask in item.asks)
+                self._effects.append(ib.Reply(item.reply, done))
+            case ib.StopWork():
+                self._stop(item)
+            case ib.UsageIn():
+                self._usage(item)
+            case ib.AgentHello():
+                self._hello(item.hello)
+            case ib.AgentGone():
+                if item.node in self.state.nodes and self.state.nodes[item.node].linked:
+                    self._emit(ev.NodeLost(item.node, item.why))
+            case ib.MakeProject():
+                if item.project not in self.state.projects:
+                    self._emit(ev.ProjectCreated(item.project, item.by))
+                self._effects.append(ib.Reply(item.reply, item.project))
+            case ib.MakeKey():
+                self._make_key(item)
+            case ib.Started():
+                self._emit(ev.ControlStarted(item.version))
+            case ib.Tick():
+                pass
+
+    def _emit(self, event: ev.Event) -> None:
+        apply(self.state, self.columns, self._now, event)
+        account(self.ledger, self._now, event)
+        self._events.append(event)
+
+    def _next_id(self) -> str:
+        return f"w{self.state.next_workload}"
+
+    def _submit(self, workload: Workload) -> Submitted:
+        refusal = admit(self.state, self.columns, self.models, workload.ask)
+        if refusal is not None:
+            self._emit(ev.WorkloadRefused(workload, refusal))
+            return Submitted(workload.id, refusal)
+        self._emit(ev.WorkloadSubmitted(workload))
+        for replica in range(workload.ask.replicas):
+            self._queue.add(f"{workload.id}.{replica}", workload.ask.chips, 0)
+        if isinstance(workload.ask.work, Serve):
+            self._effects.append(ib.Push())
+        return Submitted(workload.id)
+
+    def _stop(self, item: ib.StopWork) -> None:
+        held = self.state.workloads.get(item.workload)
+        if held is None:
+            refusal = Refusal("no_such", f"no workload {item.workload} in memory", "control")
+            self._effects.append(ib.Reply(item.reply, refusal))
+            return
+        if held.phase not in ENDS and held.stop_by is None:
+            self._emit(ev.StopAsked(item.workload, item.by))
+            for run in self._live_runs(held):
+                self._effects.append(ib.Tell(run.plan.node, Stop(run.id)))
+            self._end_if_stopped(held)
+            if isinstance(held.workload.ask.work, Serve):
+                self._effects.append(ib.Push())
+        self._effects.append(ib.Reply(item.reply, item.workload))
+
+    def _make_key(self, item: ib.MakeKey) -> None:
+        if item.project not in self.state.projects:
+            known = ", ".join(self.state.projects)
+            value: str | Refusal = Refusal("no_such", f"no project {item.project}; projects: {known}", "control")
+        else:
+            value = f"k{len(self.state.keys) + 1}"
+            self._emit(ev.KeyCreated(value, item.project, item.digest, item.admin, item.by))
+            self._effects.append(ib.Push())
+        self._effects.append(ib.Reply(item.reply, value))
+
+    def _usage(self, item: ib.UsageIn) -> None:
+        usage = item.usage
+        recorded = self.state.journals.get(usage.journal, 0)
+        if usage.start == recorded and usage.upto > recorded:
+            self._emit(ev.TokensUsed(usage.journal, usage.upto, usage.digest, usage.rows))
+            recorded = usage.upto
+        self._effects.append(ib.Record(item.link, Recorded(usage.journal, recorded)))
+
+    # The node side: hello, beat, ends
+
+    def _hello(self, hello: Hello) -> None:
+        node = hello.node.id
+        before = self.state.nodes.get(node)
+        new_control, new_agent = node not in self._met, before is not None and before.node.boot != hello.node.boot
+        who = " and ".join(name for name, new in (("control", new_control), ("agent", new_agent)) if new) or "link"
+        self._met.add(node)
+        self._emit(ev.NodeJoined(hello.node, hello.chips))
+        self._queue.capacity_came()
+        for status in hello.runs:
+            run = self.state.runs.get(status.run)
+            if run is not None and run.phase not in ("placed", "ended") and status.phase != "ended":
+                self._emit(ev.RunAdopted(run.id, run.workload, who, status.pid))
+        last = self.seen.get(node)
+        self._beat(node, Beat(hello.runs, None if last is None else last.energy_uj, "" if last is None else last.meter))
+        self._effects.append(ib.Push())
+
+    def _beat(self, node: str, beat: Beat) -> None:
+        if node not in self.state.nodes:
+            return
+        minute_passed = self._minute_passed(node)
+        self.seen[node] = beat
+        actual = {status.run: status for status in beat.runs}
+        for status in beat.runs:
+            run = self.state.runs.get(status.run)
+            if run is None or run.phase == "ended" or run.plan.node != node:
+                continue
+            self.statuses[status.run] = status
+            if status.phase == "ended":
+                self._end_run(run, status.exit or Exit("lost", detail="the node gave no exit"))
+            elif _RANK[status.phase] > _RANK[run.phase] or (status.url is not None and status.url != run.url):
+                self._emit(
+                    ev.RunMoved(run.id, run.workload, status.phase, status.pid, status.url, detail=status.detail)
+                )
+                if status.url is not None:
+                    self._effects.append(ib.Push())
+        for run_id in [run_id for run_id in self._live.get(node, ()) if run_id not in actual]:
+            run = self.state.runs[run_id]
+            if run.phase != "placed":
+                self._end_run(run, Exit("lost", detail="its node no longer knows it"))
+        if minute_passed:
+            self._meter(node, [self.state.runs[run_id] for run_id in self._live.get(node, ())])
+        desired = [self.state.runs[run_id] for run_id in self._live.get(node, ())]
+        for order in reconcile(self.state, desired, actual):
+            self._effects.append(ib.Tell(node, order))
+        self._effects.append(ib.Tell(node, Lease(LEASE_S)))
+
+    def _minute_passed(self, node: str) -> bool:
+        """Has a UTC minute begun since the longest unmetered run of the node was last metered?"""
+        oldest = min((self.state.runs[run].metered_at_ns for run in self._live.get(node, ())), default=self._now)
+        return oldest // NS_PER_MINUTE < self._now // NS_PER_MINUTE
+
+    def _meter(self, node: str, runs: Sequence[RunState]) -> None:
+        beat = self.seen.get(node, Beat(()))
+        held = []
+        for run in runs:
+            status = self.statuses.get(run.id)
+            cpu_ns = max(run.metered_cpu_ns, status.cpu_ns if status else 0)
+            held.append(HeldRun(run.id, run.plan.slices, run.metered_at_ns, run.metered_cpu_ns, cpu_ns))
+        chips = {piece.chip: self.state.chips[piece.chip].chip for run in runs for piece in run.plan.slices}
+        event = measure(node, chips, held, beat, self.state, self._now)
+        if event is not None:
+            self._emit(event)
+
+    def _end_run(self, run: RunState, exit: Exit) -> None:
+        self._meter(run.plan.node, [run])
+        self.statuses.pop(run.id, None)
+        self._live.get(run.plan.node, {}).pop(run.id, None)
+        self._emit(ev.RunEnded(run.id, run.workload, exit))
+        self._queue.capacity_came()
+        held = self.state.workloads[run.workload]
+        if isinstance(held.workload.ask.work, Command):
+            phase, why = _verdict(exit, held.stop_by)
+            self._emit(ev.WorkloadEnded(run.workload, phase, why))
+            return
+        self._effects.append(ib.Push())
+        if held.stop_by is not None:
+            self._end_if_stopped(held)
+            return
+        need = f"{run.workload}.{run.replica}"
+        retry_ns = self.state.needs[need]
+        self._queue.add(need, held.workload.ask.chips, retry_ns)
+        why = (
+            f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} after {(retry_ns - self._now) / 1e9:.0f} s"
+        )
+        self._emit(ev.WorkloadWaits(run.workload, Refusal("backoff", why, "reconcile", {}, retry_ns)))
+
+    def _live_runs(self, held: WorkloadState) -> list[RunState]:
+        runs = [self.state.runs[run_id] for run_id in held.runs.values()]
+        return [run for run in runs if run.phase != "ended"]
+
+    def _end_if_stopped(self, held: WorkloadState) -> None:
+        if not self._live_runs(held):
+            self._emit(ev.WorkloadEnded(held.workload.id, "stopped", f"stopped by {held.stop_by}"))
+
+    # Placement
+
+    def _shape(self, need: str) -> ChipAsk:
+        return self.state.workloads[need.rpartition(".")[0]].workload.ask.chips
+
+    def _place_all(self) -> None:
+        still: Callable[[str], bool] = self.state.needs.__contains__
+        self._queue.due(self._now, still)
+        placed, self.more = 0, False
+        for need, shape in self._queue.heads(still):
+            if placed >= PLACED_A_TURN:
+                self.more = True
+                break
+            plan = place(self.columns, shape)
+            if isinstance(plan, Refusal):
+                self._queue.block(shape, plan)
+            else:
+                self._queue.placed(need, shape)
+                self._start(need, plan)
+                placed += 1
+        for need, refusal in self._queue.untold(still):
+            workload = need.rpartition(".")[0]
+            reason = self.state.workloads[workload].reason
+            if reason is None or reason.code != refusal.code:
+                self._emit(ev.WorkloadWaits(workload, refusal))
+
+    def _start(self, need: str, plan: Plan) -> None:
+        workload, _, replica = need.rpartition(".")
+        before = self.state.workloads[workload].runs.get(int(replica))
+        attempt = 1 if before is None else int(before.rpartition(".")[2]) + 1
+        run_id = f"{need}.{attempt}"
+        self._emit(ev.RunPlaced(run_id, workload, int(replica), attempt, plan))
+        self._live.setdefault(plan.node, {})[run_id] = None
+        self._effects.append(ib.Tell(plan.node, Start(spec_of(self.state, self.state.runs[run_id]))))
+
+
+def _verdict(exit: Exit, stop_by: str | None) -> tuple[WorkloadPhase, str]:
+    if stop_by is not None:
+        return "stopped", f"stopped by {stop_by}"
+    if exit.reason == "shutdown":
+        return "stopped", "the cloud was shut down"
+    return ("done", told(exit)) if exit.ok else ("failed", told(exit))
