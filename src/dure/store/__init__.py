@@ -1,0 +1,1 @@
+"""The log: one sequence of events on disk, chained by hashes, from which every state is rebuilt."""
