@@ -1,0 +1,1 @@
+"""Field 1: chips of a machine, found and read through one port, `driver.Driver`."""

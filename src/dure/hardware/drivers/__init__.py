@@ -1,0 +1,1 @@
+"""One file a vendor; nothing else in the source names it."""
