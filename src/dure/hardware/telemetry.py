@@ -18,6 +18,10 @@ _LINES = 512
 """Lines rendered at a time: well under a millisecond in which no other thread of the process runs."""
 
 
+_GAP = Reading("", 0)
+"""Stands for the reading that a chip did not give."""
+
+
 class Past(Struct, frozen=True):
     """One chip at one past sample; figures are rounded to 24 bits. `gap`: the chip gave no reading then."""
 
@@ -34,7 +38,7 @@ class Telemetry:
         self.chips = tuple(chips)
         self._ids = [chip.id for chip in self.chips]
         self._row = {name: row for row, name in enumerate(self._ids)}
-        self._latest: list[Reading | None] = [None] * len(self.chips)
+        self._latest = [_GAP] * len(self.chips)
         self._past: deque[tuple[int, npt.NDArray[np.float32]]] = deque(maxlen=RING)
         self._info = [_info(chip) for chip in self.chips]
         self._forms: dict[tuple[str, str], list[str]] = {}
@@ -42,11 +46,11 @@ class Telemetry:
     def take(self, readings: Iterable[Reading], now_ns: int) -> None:
         """One sample of all chips: a chip without a reading has a gap. Readings of other chips are dropped."""
         given = {reading.chip: reading for reading in readings}
-        latest = list(map(given.get, self._ids))
+        latest = [given.get(name, _GAP) for name in self._ids]
         figures = (
-            [reading is None for reading in latest],
-            [reading and reading.utilisation for reading in latest],
-            [reading and reading.power_w for reading in latest],
+            [reading is _GAP for reading in latest],
+            [reading.utilisation for reading in latest],
+            [reading.power_w for reading in latest],
         )
         self._past.append((now_ns, np.array([np.array(column, dtype=np.float32) for column in figures])))
         self._latest = latest
@@ -54,7 +58,7 @@ class Telemetry:
     def latest(self, chip: str) -> Reading | None:
         """The chip's reading in the newest sample; None: it gave none, or is not ours."""
         row = self._row.get(chip)
-        return None if row is None else self._latest[row]
+        return None if row is None or self._latest[row] is _GAP else self._latest[row]
 
     def past(self, chip: str) -> list[Past]:
         """The newest samples of one of our chips, oldest first."""
@@ -81,9 +85,9 @@ class Telemetry:
         yield from _family("dure_chip_info", _pieces(self._info))
         shares = [held.get(name, 0) / WHOLE_CHIP_MILLI for name in self._ids]
         yield from _family("dure_chip_held_ratio", self._filled("dure_chip_held_ratio", "%g", shares))
-        figures: list[float | None] = [reading and reading.utilisation for reading in latest]
+        figures: list[float | None] = [reading.utilisation for reading in latest]
         yield from _family("dure_chip_utilisation_ratio", self._filled("dure_chip_utilisation_ratio", "%.4g", figures))
-        figures = [None if mib is None else mib << 20 for mib in [r and r.memory_used_mib for r in latest]]
+        figures = [None if mib is None else mib << 20 for mib in [reading.memory_used_mib for reading in latest]]
         yield from _family("dure_chip_memory_used_bytes", self._filled("dure_chip_memory_used_bytes", "%d", figures))
         yield from _family("dure_chip_power_watts", self._power(latest))
         runs = [f'{{run="{_escaped(run)}"}} {_decimal(cpu_ns, NS_PER_S)}' for run, cpu_ns in runs_cpu_ns.items()]
@@ -95,10 +99,9 @@ class Telemetry:
             line = f"dure_node_energy_joules_total{labels} {_decimal(energy[0], UJ_PER_J)}\n"
             yield from _family("dure_node_energy_joules_total", iter([line]))
 
-    def _power(self, latest: Sequence[Reading | None]) -> Iterator[str]:
-        sources = [reading and reading.power_source for reading in latest]
-        for source in sorted({source for source in sources if source is not None}):
-            watts = [r.power_w if r is not None and r.power_source == source else None for r in latest]
+    def _power(self, latest: Sequence[Reading]) -> Iterator[str]:
+        for source in sorted({reading.power_source or "" for reading in latest} - {""}):
+            watts = [reading.power_w if reading.power_source == source else None for reading in latest]
             yield from self._filled("dure_chip_power_watts", "%.6g", watts, f',source="{source}"')
 
     def _filled(self, name: str, form: str, figures: Sequence[float | None], labels: str = "") -> Iterator[str]:
