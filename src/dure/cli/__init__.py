@@ -1,0 +1,1 @@
+"""The `dure` command: parse, call the client, render."""
