@@ -40,16 +40,15 @@ def fetch_web(
     """Fill `part` up to `size` bytes from where it ends now. Raises Cut after ATTEMPTS without progress, DureError."""
     idle = 0
     with FileIO(part, "a") as out:
-        done = out.tell()
-        while done != size:
-            if done > size:
-                _restart(out)
+        if out.tell() > size:
+            _restart(out)
+        while (before := out.tell()) < size:
             try:
                 _continue(source, out, size, progress, token)
                 cut = Cut("it ended early")
             except Cut as error:
                 cut = error
-            before, done = done, out.tell()
+            done = out.tell()
             idle = 0 if done > before else idle + 1
             if idle == ATTEMPTS:
                 why = f"{cut.what}; {done:,} of {size:,} bytes are here, {ATTEMPTS} attempts brought no more"
@@ -58,7 +57,7 @@ def fetch_web(
                     why,
                     "Check the network and the proxy, then deploy again: it goes on from there",
                 )
-            if idle:
+            if idle and done < size:
                 pause(0.5 * 2 ** (idle - 1))
 
 
