@@ -235,7 +235,9 @@ class Cloud:
 
     def api(self, path: str, body: object = None) -> Any:
         """The decoded answer of the control API; AssertionError when it is an error."""
-        status, data = self.request("GET" if body is None else "POST", path, json.dumps(body).encode() if body is not None else None)
+        status, data = self.request(
+            "GET" if body is None else "POST", path, json.dumps(body).encode() if body is not None else None
+        )
         assert status < 400, f"{path}: {status} {data[:300]!r}"
         return json.loads(data)
 

@@ -21,7 +21,9 @@ from openai_calls import OPENAI_CALLS
 COMMON_TIME_S = 900
 CLONE = TEMPORARY / "fresh clone"
 FIRST_HOME = TEMPORARY / "first" / "home"
-BILL = re.compile(r"[\d.,]+ tok/s · [\d.,e-]+ Wh \((measured|modelled): ?[^)]+\) · ₩[\d.,]+.* · http://127\.0\.0\.1:\d+/?")
+BILL = re.compile(
+    r"[\d.,]+ tok/s · [\d.,e-]+ Wh \((measured|modelled): ?[^)]+\) · ₩[\d.,]+.* · http://127\.0\.0\.1:\d+/?"
+)
 
 
 @check("1a make up ARGS=--once on a fresh clone and home, < 180 s", limit_s=400)
@@ -102,7 +104,9 @@ def figure_checks(rows: Sequence[dict[str, Any]]) -> list[Check]:
         @check(f"3 {row['name']}")
         def figure() -> str:
             value, most, least = row["value"], row.get("at_most"), row.get("at_least")
-            target = f"at most {most}" if most is not None else f"at least {least}" if least is not None else "no target"
+            target = (
+                f"at most {most}" if most is not None else f"at least {least}" if least is not None else "no target"
+            )
             text = f"{value} {row.get('unit', '')} ({target})"
             assert value is not None and (most is None or value <= most) and (least is None or value >= least), text
             return text
@@ -177,7 +181,9 @@ def installed(_cloud: Cloud) -> str:
         return f"{size / 2**20:.0f} MiB"
 
     runtime = CLONE / ".venv"
-    return f"{mib(runtime) if runtime.is_dir() else 'unknown'} to run, {mib(ROOT / '.venv')} with the tools of the tests"
+    return (
+        f"{mib(runtime) if runtime.is_dir() else 'unknown'} to run, {mib(ROOT / '.venv')} with the tools of the tests"
+    )
 
 
 @check("8d make check, warm, < 60 s", limit_s=600)
