@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,8 +104,8 @@ class _Server(ThreadingHTTPServer):
         pass  # a client that refuses an answer hangs up
 
 
-def _serve() -> Iterator[Hub]:
-    with _Server() as server:
+def _serve(server: _Server | None = None) -> Iterator[Hub]:
+    with server or _Server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server.hub
@@ -281,6 +284,32 @@ def test_a_redirect_to_what_may_not_be_fetched_is_refused(hub: Hub, tmp_path: Pa
     with pytest.raises(DureError):
         get(hub, tmp_path, TOKEN)
     assert len(hub.paths) == 1
+
+
+def test_a_redirect_to_no_url_at_all_is_a_cut(hub: Hub, tmp_path: Path) -> None:
+    hub.answers = [Answer(location="http://[::1")]
+    fetch_web(WebFile(f"{hub.url}/x"), tmp_path / "p", len(BODY), lambda done, total: None, pause=lambda s: None)
+    assert (tmp_path / "p").read_bytes() == BODY
+
+
+def test_https_wants_a_certificate_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate with")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*new, *made], check=True, capture_output=True)
+    server = _Server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    wanted = entry(f"https://localhost:{server.server_address[1]}/x")
+    for hub in _serve(server):
+        with pytest.raises(DureError, match=r"self.signed certificate.*SSL_CERT_FILE"):
+            ensure(wanted, tmp_path, lambda done, total: None)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        assert ensure(wanted, tmp_path, lambda done, total: None).read_bytes() == BODY
+        assert hub.paths == ["/x"]
 
 
 def test_two_fetches_of_one_model_are_one(hub: Hub, tmp_path: Path) -> None:

