@@ -17,7 +17,6 @@ RING = 60
 _LINES = 512
 """Lines rendered at a time: well under a millisecond in which no other thread of the process runs."""
 
-
 _GAP = Reading("", 0)
 """Stands for the reading that a chip did not give."""
 

@@ -69,7 +69,7 @@ class CpuDriver:
                     source="real",
                     driver=self.name,
                     tested_on="metal",
-                    memory_mib=None if memory_mib is None else memory_mib // len(cpus),
+                    memory_mib=memory_mib and memory_mib // len(cpus),
                     numa=numa.get(cpu),
                     features=tuple(feature for feature in _FEATURES if feature in flags),
                     power=self._power,
@@ -158,7 +158,9 @@ def _cpulist(text: str) -> list[int]:
 def _memory_mib(host: Host) -> int | None:
     """MiB this process may use: the machine's, or its control group's limit where that is lower."""
     match = re.search(r"^MemTotal:\s+([0-9]{1,15}) kB", host.read("proc/meminfo") or "", re.MULTILINE)
-    limits = [int(match[1]) * 1024] if match else []
+    if match is None:
+        return None
+    limits = [int(match[1]) * 1024]
     for line in (host.read("proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -166,7 +168,7 @@ def _memory_mib(host: Host) -> int | None:
             limits += _group_limits(host, "sys/fs/cgroup", group, "memory.max")
         elif "memory" in controllers.split(","):
             limits += _group_limits(host, "sys/fs/cgroup/memory", group, "memory.limit_in_bytes")
-    return min(limits) // 2**20 if limits else None
+    return min(limits) // 2**20
 
 
 def _group_limits(host: Host, mount: str, group: str, file: str) -> list[int]:
