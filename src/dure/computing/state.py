@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 
 from dure.computing.place.columns import Columns
+from dure.metering.energy import NodeLogged
 from dure.model import event as ev
 from dure.model.chip import Chip, Node
 from dure.model.units import NS_PER_S, WHOLE_CHIP_MILLI
@@ -74,14 +75,14 @@ class State(Struct):
     projects: dict[str, int] = field(default_factory=dict)
     keys: dict[str, KeyState] = field(default_factory=dict)
     journals: dict[str, int] = field(default_factory=dict)
-    counters: dict[str, int] = field(default_factory=dict)
-    """Node -> its energy counter as last metered, µJ."""
+    counters: dict[str, NodeLogged] = field(default_factory=dict)
+    """Node -> its energy counter as last metered."""
     next_workload: int = 1
 
 
 def backoff_ns(failures: int) -> int:
     """Wait before attempt `failures` + 1: 1, 2, 4 … 60 s."""
-    return min(60, 2 ** max(0, failures - 1)) * NS_PER_S
+    return min(60, 1 << min(6, max(0, failures - 1))) * NS_PER_S
 
 
 def apply(state: State, columns: Columns, at_ns: int, event: ev.Event) -> None:
@@ -106,7 +107,7 @@ def apply(state: State, columns: Columns, at_ns: int, event: ev.Event) -> None:
                 run.metered_cpu_ns += row.cpu_ns
                 run.metered_at_ns = at_ns
             if event.counter_uj is not None:
-                state.counters[event.node] = event.counter_uj
+                state.counters[event.node] = NodeLogged(event.counter_uj, at_ns)
         case ev.TokensUsed():
             state.journals[event.journal] = event.upto
         case ev.WorkloadWaits():
@@ -216,10 +217,10 @@ def _joined(state: State, columns: Columns, event: ev.NodeJoined) -> None:
     if old is not None:
         gone = sorted(set(old.chips) - set(ids))
         columns.close(gone)
-        idle = [chip for chip in gone if not state.chips[chip].runs]
+        idle = [chip_id for chip_id in gone if not state.chips[chip_id].runs]
         columns.drop(idle)
-        for chip in idle:
-            state.chips.pop(chip)
+        for chip_id in idle:
+            state.chips.pop(chip_id)
     state.nodes[event.node.id] = NodeState(event.node, True, ids)
     for chip in event.chips:
         known = state.chips.get(chip.id)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from dure.metering.energy import HeldRun, measure
-from dure.metering.ledger import Ledger
-from dure.metering.ledger import apply as account
-
 from dure.computing import inbox as ib
 from dure.computing.admit import admit
 from dure.computing.place.place import place
@@ -15,8 +11,11 @@ from dure.computing.queue import Queue
 from dure.computing.reconcile import reconcile, spec_of
 from dure.computing.state import ENDS, RunState, State, WorkloadState, apply, columns_of
 from dure.computing.story import told
+from dure.metering.energy import HeldRun, NodeCounter, NodeLogged, measure
+from dure.metering.ledger import Ledger
+from dure.metering.ledger import apply as account
 from dure.model import event as ev
-from dure.model.units import NS_PER_MINUTE
+from dure.model.units import NS_PER_MINUTE, NS_PER_S
 from dure.model.view import Submitted
 from dure.model.wire import Beat, Hello, Lease, Recorded, RunStatus, Start, Stop
 from dure.model.workload import ChipAsk, Command, Exit, Plan, Refusal, Serve, Workload, WorkloadPhase
@@ -39,6 +38,8 @@ class Core:
         self.ledger = ledger or Ledger()
         self.columns = columns_of(self.state)
         self.seen: dict[str, Beat] = {}
+        self.seen_ns: dict[str, int] = {}
+        """Volatile: each node's last beat, and when it came."""
         self.statuses: dict[str, RunStatus] = {}
         """Volatile: each live run as its node last showed it."""
         self.more = False
@@ -173,7 +174,7 @@ class Core:
         if node not in self.state.nodes:
             return
         minute_passed = self._minute_passed(node)
-        self.seen[node] = beat
+        self.seen[node], self.seen_ns[node] = beat, self._now
         actual = {status.run: status for status in beat.runs}
         for status in beat.runs:
             run = self.state.runs.get(status.run)
@@ -193,7 +194,7 @@ class Core:
             if run.phase != "placed":
                 self._end_run(run, Exit("lost", detail="its node no longer knows it"))
         if minute_passed:
-            self._meter(node, [self.state.runs[run_id] for run_id in self._live.get(node, ())])
+            self._meter(node)
         desired = [self.state.runs[run_id] for run_id in self._live.get(node, ())]
         for order in reconcile(self.state, desired, actual):
             self._effects.append(ib.Tell(node, order))
@@ -204,20 +205,30 @@ class Core:
         oldest = min((self.state.runs[run].metered_at_ns for run in self._live.get(node, ())), default=self._now)
         return oldest // NS_PER_MINUTE < self._now // NS_PER_MINUTE
 
-    def _meter(self, node: str, runs: Sequence[RunState]) -> None:
+    def _meter(self, node: str, ended: RunState | None = None) -> None:
+        """Log the usage of the node's live runs, or of the one that `ended`.
+
+        A node's own energy counter is split over all its runs, so there all of them are metered.
+        """
         beat = self.seen.get(node, Beat(()))
+        if ended is None or beat.energy_uj is not None:
+            runs = [self.state.runs[run_id] for run_id in self._live.get(node, ())]
+            chips = {chip_id: self.state.chips[chip_id].chip for chip_id in self.state.nodes[node].chips}
+        else:
+            runs = [ended]
+            chips = {piece.chip: self.state.chips[piece.chip].chip for piece in ended.plan.slices}
         held = []
         for run in runs:
             status = self.statuses.get(run.id)
             cpu_ns = max(run.metered_cpu_ns, status.cpu_ns if status else 0)
             held.append(HeldRun(run.id, run.plan.slices, run.metered_at_ns, run.metered_cpu_ns, cpu_ns))
-        chips = {piece.chip: self.state.chips[piece.chip].chip for run in runs for piece in run.plan.slices}
-        event = measure(node, chips, held, beat, self.state, self._now)
+        counter = NodeCounter(node, beat.energy_uj, beat.meter)
+        event = measure(chips, held, counter, self.state.counters.get(node, NodeLogged()), self._now)
         if event is not None:
             self._emit(event)
 
     def _end_run(self, run: RunState, exit: Exit) -> None:
-        self._meter(run.plan.node, [run])
+        self._meter(run.plan.node, run)
         self.statuses.pop(run.id, None)
         self._live.get(run.plan.node, {}).pop(run.id, None)
         self._emit(ev.RunEnded(run.id, run.workload, exit))
@@ -234,9 +245,8 @@ class Core:
         need = f"{run.workload}.{run.replica}"
         retry_ns = self.state.needs[need]
         self._queue.add(need, held.workload.ask.chips, retry_ns)
-        why = (
-            f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} after {(retry_ns - self._now) / 1e9:.0f} s"
-        )
+        wait_s = (retry_ns - self._now) / NS_PER_S
+        why = f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} after {wait_s:.0f} s"
         self._emit(ev.WorkloadWaits(run.workload, Refusal("backoff", why, "reconcile", {}, retry_ns)))
 
     def _live_runs(self, held: WorkloadState) -> list[RunState]:

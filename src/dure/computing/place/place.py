@@ -51,7 +51,8 @@ def place(columns: Columns, ask: ChipAsk) -> Plan | Refusal:
     rows = np.flatnonzero(fitting & (kind.node == node))
     rows = rows[np.argsort(kind.free[rows], kind="stable")][: ask.count]
     slices = tuple(Slice(kind.ids[row], ask.milli) for row in sorted(rows.tolist()))
-    because = f"node with the fewest spare chips of {int(enough.sum())} that fit; {int(per_node[node]) - ask.count} spare on it"
+    spare = int(per_node[node]) - ask.count
+    because = f"node with the fewest spare chips of {int(enough.sum())} that fit; {spare} spare on it"
     return Plan(columns.nodes[node], slices, because)
 
 

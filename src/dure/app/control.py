@@ -1,0 +1,76 @@
+"""The control process: opens the log, folds it, then serves the API and the links."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from dure import __version__
+from dure.cloud.api.app import make_app
+from dure.cloud.api.resources import Control
+from dure.cloud.keys import digest, new_secret
+from dure.cloud.loop import Loop
+from dure.computing.catalogue import load
+from dure.computing.inbox import MakeKey, MakeProject, Started
+from dure.metering.cost import load_prices
+from dure.model.errors import DureError
+from dure.store.sqlite import SqliteLog
+
+DEFAULT_PROJECT = "default"
+
+
+def run(home: Path, fd: int) -> None:
+    """Serve on the inherited listening socket until SIGTERM. Raises DureError when the home is unusable."""
+    log = SqliteLog(home / "log.sqlite")
+    try:
+        log.verify()
+        catalogue = load(home / "models.toml")
+        prices = load_prices(home / "prices.toml" if (home / "prices.toml").exists() else None)
+        link_key = (home / "link.key").read_text().strip()
+        loop = Loop(log, tuple(catalogue), time.time_ns, link_key)
+        control = Control(loop, catalogue, prices, link_key, home, time.time_ns)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(control, fd))
+    finally:
+        log.close()
+
+
+async def _serve(control: Control, fd: int) -> None:
+    turning = asyncio.create_task(control.loop.run())
+    await _first_start(control)
+    listening = socket.socket(fileno=fd)
+    config = uvicorn.Config(
+        make_app(control), log_level="warning", access_log=False, lifespan="off", ws="websockets-sansio", backlog=2048
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve([listening]))
+    done, _ = await asyncio.wait({turning, serving}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    turning.cancel()
+
+
+async def _first_start(control: Control) -> None:
+    """Project `default` and an admin key whose text is in HOME/admin.key, whatever was there before."""
+    loop = control.loop
+    loop.put(Started(__version__))
+    if DEFAULT_PROJECT not in loop.core.state.projects:
+        await loop.ask(lambda token: MakeProject(DEFAULT_PROJECT, "up", token), str)
+    path = control.home / "admin.key"
+    secret = path.read_text().strip() if path.exists() else ""
+    if digest(secret) in loop.core.state.keys:
+        return
+    secret = new_secret()
+    try:
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret + "\n")
+    except OSError as error:
+        raise DureError(f"The admin key cannot be written to {path}", str(error), "Free space there") from error
+    await loop.ask(lambda token: MakeKey(DEFAULT_PROJECT, digest(secret), True, "up", token), str)

@@ -1,0 +1,119 @@
+"""The first prompt of a new cloud: deploy the bundled model, ask, and show what the answer cost."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from dure.client import Client
+from dure.client.chat import Message
+from dure.metering.cost import Used, charge, load_prices
+from dure.metering.report import bill_line
+from dure.model.errors import DureError
+from dure.model.units import NS_PER_S
+from dure.model.view import Figure, RunView, WorkloadView
+from dure.model.workload import Ask, ChipAsk, Serve
+
+MODEL = "smollm2-135m"
+PROMPT = "Write one sentence about the sea."
+"""The bundled model is small and knows English only; this it can do."""
+DEPLOY_S = 900.0
+
+
+def ask_first_prompt(client: Client, url: str, stop: threading.Event) -> None:
+    """Prints the answer and its bill line. Raises DureError when any step failed."""
+    workload = _deployed(client)
+    run = _wait_answering(client, workload, stop)
+    if run is None:
+        return
+    print(f"> {PROMPT}", flush=True)
+    began = time.monotonic()
+    text, tokens_in, tokens_out = _answer(client)
+    seconds = time.monotonic() - began
+    if not text.strip() or tokens_out == 0:
+        raise DureError("The bundled model gave an empty answer", do="See HOME/runs/*/out.log")
+    print(text.strip(), flush=True)
+    prices = load_prices()
+    amount_mwon = charge(Used(MODEL, run.slices[0].chip, tokens_in, tokens_out), prices)
+    energy = _energy(client, workload, run, time.time_ns())
+    print(f"{bill_line(tokens_out, seconds, energy, amount_mwon, prices)} · {url}/", flush=True)
+
+
+def _deployed(client: Client) -> str:
+    """The endpoint of the bundled model, deployed now unless it is there from an earlier start."""
+    for model in client.models():
+        if model.name == MODEL and model.endpoints:
+            return model.endpoints[0]
+    done = client.submit([Ask(Serve(MODEL), ChipAsk("cpu", 1, 1000))])[0]
+    if done.refusal is not None:
+        raise DureError(f"{MODEL} cannot be deployed", done.refusal.why, "Start with --no-model to go without it")
+    return done.id
+
+
+def _wait_answering(client: Client, workload: str, stop: threading.Event) -> RunView | None:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    deadline, told = time.monotonic() + DEPLOY_S, -1
+    with bar:
+        task = bar.add_task(f"fetching {MODEL}", total=None, visible=False)
+        while not stop.is_set():
+            view = client.workload(workload)
+            run = view.runs[0] if view.runs else None
+            if run is not None and run.phase == "running":
+                return run
+            if run is not None and run.progress is not None:
+                done, total = run.progress
+                bar.update(task, completed=done, total=total, visible=True)
+                if bar.disable and total and done * 4 // total > told:
+                    told = done * 4 // total
+                    print(f"fetching {MODEL}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            _give_up_if_failed(view, deadline)
+            stop.wait(0.1)
+    return None
+
+
+def _give_up_if_failed(view: WorkloadView, deadline: float) -> None:
+    if view.reason is not None and view.reason.code == "backoff":
+        raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
+    if time.monotonic() > deadline:
+        raise DureError(f"{MODEL} did not start in {DEPLOY_S:.0f} s", do=f"See: dure why {view.id}")
+
+
+def _answer(client: Client) -> tuple[str, int, int]:
+    pieces, tokens_in, tokens_out = [], 0, 0
+    for piece in client.chat(MODEL, [Message("user", PROMPT)], max_tokens=48):
+        if isinstance(piece, str):
+            pieces.append(piece)
+        else:
+            tokens_in, tokens_out = piece.prompt_tokens, piece.completion_tokens
+    return "".join(pieces), tokens_in, tokens_out
+
+
+def _energy(client: Client, workload: str, before: RunView, after_ns: int) -> Figure:
+    """CPU time of the engine between the first sight of it ready and now × the core's watts."""
+    deadline = time.monotonic() + 10
+    while True:
+        run = client.workload(workload).runs[0]
+        if run.cpu_at_ns > after_ns:
+            break
+        if time.monotonic() > deadline:
+            return Figure(None, "modelled", "the node sent no CPU time")
+        time.sleep(0.1)
+    mine = {piece.chip for piece in run.slices}
+    power = next((view.chip.power for view in client.chips() if view.chip.id in mine), None)
+    if power is None:
+        return Figure(None, "modelled", "no watts known for this core")
+    cpu_ns = run.cpu_ns - before.cpu_ns
+    basis = f"{cpu_ns / NS_PER_S:.2f} CPU s × {power.full_w:g} W a core, {power.source}: {power.note}"
+    return Figure(round(cpu_ns * power.full_w * 1e6 / NS_PER_S), "modelled", basis)

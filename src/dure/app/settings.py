@@ -1,0 +1,19 @@
+"""The one place of the server side that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_CHILD = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TERM")
+_FETCH_PREFIXES = ("PIP_", "SSL_CERT_", "XDG_", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+_FETCH = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC", "NO_PROXY", "ALL_PROXY", "all_proxy")
+
+
+def child_environment(fetches: bool) -> Mapping[str, str]:
+    """What a process of Dure needs of our environment; one that fetches models also needs pip's."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _CHILD or (fetches and (name in _FETCH or name.startswith(_FETCH_PREFIXES)))
+    }

@@ -1,0 +1,1 @@
+"""Field 3: the cloud its tenants see."""
