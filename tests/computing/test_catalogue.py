@@ -88,7 +88,7 @@ def test_a_folder_instead_of_a_file_is_said(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_models_or_a_clear_error(tmp_path: Path, data: bytes) -> None:
     try:
         load(write(tmp_path, data))
