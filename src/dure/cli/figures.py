@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dure.cli.render import duration
-from dure.model.units import NS_PER_S, WHOLE_CHIP_MILLI, energy_wh, won
+from dure.model.units import energy_wh, won
 
 
 def _wh(energy_uj: int) -> str:
@@ -13,21 +13,17 @@ def _wh(energy_uj: int) -> str:
     return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.6f}"
 
 
-def _chip_hours(milli_ns: int) -> str:
-    return f"{milli_ns / WHOLE_CHIP_MILLI / NS_PER_S / 3600:,.4f}"
-
-
 _UNITS: dict[str, tuple[str, Callable[[int], str]]] = {
     "_uj": (" (Wh)", _wh),
-    "_mwon": (" (KRW)", won),
-    "_milli_ns": (" (chip h)", _chip_hours),
+    "_mwon": ("", won),
     "_ns": ("", duration),
 }
-"""Suffix -> how its heading ends, how its integers read. A longer suffix stands before one it ends in."""
+"""Suffix -> how its heading ends, how its integers read."""
 
 
 def heading(column: str) -> str:
-    """
+    """A column's name, with the unit its figures are shown in.
+
     >>> heading("measured_uj"), heading("cpu_ns"), heading("tokens_out")
     ('MEASURED (Wh)', 'CPU', 'TOKENS OUT')
     """
@@ -38,12 +34,13 @@ def heading(column: str) -> str:
 
 
 def figure(column: str, value: str | int | float | None) -> str:
-    """
+    """A cell; None, no such figure, is a dash and never 0.
+
     >>> figure("measured_uj", 3_600_000_000), figure("measured_uj", None), figure("tokens_out", 12345)
-    ('1.00', 'unknown', '12,345')
+    ('1.00', '-', '12,345')
     """
     if value is None:
-        return "unknown"
+        return "-"
     if isinstance(value, str):
         return value
     if isinstance(value, int):

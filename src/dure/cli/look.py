@@ -12,12 +12,28 @@ import typer
 from dure.cli.figures import figure, heading
 from dure.cli.render import duration, emit, emit_json, local_time, note, printable, size, table
 from dure.cli.settings import Json, connect
-from dure.model.chip import Chip
 from dure.model.view import ChipView, ModelView, Report, WorkloadView
 from dure.model.workload import Serve
 
 FOLLOW_WAIT_S = 20.0
 """How long one request of `logs -f` may be held while there is nothing new."""
+EMPTY_PAUSE_S = 0.2
+"""Before asking again after an empty answer: not every one was held that long."""
+CHIP_COLUMNS = (
+    "ID",
+    "NODE",
+    "KIND",
+    "VENDOR",
+    "MODEL",
+    "COUNTRY",
+    "SOURCE",
+    "MEMORY",
+    "FREE",
+    "FULL POWER",
+    "HEALTH",
+    "TESTED ON",
+)
+CHIP_SPARE = ("MODEL", "TESTED ON", "COUNTRY", "VENDOR", "NODE", "FULL POWER", "MEMORY")
 
 app = typer.Typer()
 
@@ -46,22 +62,8 @@ def chips(
     shown = [view for view in found if view.linked or all]
     if json:
         return emit_json(shown)
-    columns = [
-        "ID",
-        "NODE",
-        "KIND",
-        "VENDOR",
-        "MODEL",
-        "COUNTRY",
-        "SOURCE",
-        "MEMORY",
-        "FREE",
-        "FULL-POWER",
-        "HEALTH",
-        "TESTED-ON",
-    ]
-    spare = ["MODEL", "TESTED-ON", "COUNTRY", "VENDOR", "NODE", "FULL-POWER", "MEMORY"]
-    emit(table(columns, [_chip(view) for view in shown], right=("MEMORY", "FREE"), spare=spare))
+    rows = [_chip(view) for view in shown]
+    emit(table(CHIP_COLUMNS, rows, right=("MEMORY", "FREE"), spare=CHIP_SPARE))
     if len(shown) < len(found):
         note(f"{len(found) - len(shown):,} chips of nodes that are away are not shown: dure chips --all")
 
@@ -69,13 +71,10 @@ def chips(
 def _chip(view: ChipView) -> list[str]:
     chip = view.chip
     memory = "unknown" if chip.memory_mib is None else f"{chip.memory_mib:,} MiB"
+    power = f"{chip.power.full_w:g} W {chip.power.source}" if chip.power else "unknown"
     where = [chip.id, chip.node, chip.kind, chip.vendor, chip.model, chip.country or "unknown", chip.source]
     health = chip.health if view.linked else "away"
-    return [*where, memory, f"{view.free_milli / 10:g} %", _full_power(chip), health, chip.tested_on]
-
-
-def _full_power(chip: Chip) -> str:
-    return f"{chip.power.full_w:g} W {chip.power.source}" if chip.power else "unknown"
+    return [*where, memory, f"{view.free_milli / 10:g} %", power, health, chip.tested_on]
 
 
 @app.command()
@@ -84,7 +83,7 @@ def models(ctx: typer.Context, json: Json = False) -> None:
     found = connect(ctx).models()
     if json:
         return emit_json(found)
-    columns = ["NAME", "SIZE", "ENGINE", "LICENCE", "LANGUAGES", "SERVED-BY", "NOTE"]
+    columns = ["NAME", "SIZE", "ENGINE", "LICENCE", "LANGUAGES", "SERVED BY", "NOTE"]
     emit(table(columns, [_model(view) for view in found], right=("SIZE",), spare=["LANGUAGES", "LICENCE", "ENGINE"]))
 
 
@@ -156,10 +155,12 @@ def logs(
     client, offset, run = connect(ctx), 0, None
     while True:
         view = client.log(id, offset, FOLLOW_WAIT_S if follow else 0, run)
-        offset, run = view.next, view.run
+        offset, run = view.next, view.run or None
         emit(view.data)
-        if not view.data and (view.ended or not follow):
-            return
+        if not view.data:
+            if view.ended or not follow:
+                return
+            time.sleep(EMPTY_PAUSE_S)
 
 
 @app.command()
@@ -180,5 +181,5 @@ def _report(found: Report) -> str:
     rows = [[figure(name, cell) for name, cell in zip(found.columns, line, strict=True)] for line in lines]
     shares = ", ".join(f"{source} {100 * share:.1f} %" for source, share in found.shares.items())
     notes = [*([f"Sources: {shares}"] if shares else []), *found.notes]
-    text = f"{printable(found.title)}\n\n{table(columns, rows, right=columns[1:])}"
+    text = f"{printable(found.title)}\n\n{table(columns, rows, right=columns[1:], spare=columns[:1:-1])}"
     return text + ("\n" + "".join(printable(line) + "\n" for line in notes) if notes else "")

@@ -26,14 +26,16 @@ _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def emit(output: str | bytes) -> None:
-    """To stdout, at once. A reader who has gone (`| head`) ends the command quietly."""
+    """To stdout, at once. A reader who is gone (`| head`) ends the command quietly. Raises DureError."""
     data = output.encode(sys.stdout.encoding or "utf-8", "replace") if isinstance(output, str) else output
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to fail at exit
-        raise typer.Exit(0) from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered must not fail again at exit
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(0) from None
+        raise DureError("The output cannot be written", error.strerror or str(error)) from error
 
 
 def emit_json(value: object) -> None:
@@ -52,7 +54,7 @@ def complain(error: DureError) -> None:
             note(line)
 
 
-def refused(refusal: Refusal) -> None:
+def tell_refusal(refusal: Refusal) -> None:
     """Why not, then the candidates a cause, a line each."""
     note(f"dure: refused by {refusal.who} ({refusal.code}): {refusal.why}")
     for cause, count in sorted(refusal.counts.items(), key=lambda item: -item[1]):

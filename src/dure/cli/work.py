@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from dure.cli.render import emit, note, printable, refused
+from dure.cli.render import emit, note, printable, tell_refusal
 from dure.cli.settings import connect
 from dure.cli.watch import until_it_answers
 from dure.client import Client, Message, Tokens
@@ -49,7 +49,7 @@ def _submit(client: Client, ask: Ask) -> str:
     """The id of the admitted workload; a refusal is told and ends the command with 1."""
     [answer] = client.submit([ask])
     if answer.refusal:
-        refused(answer.refusal)
+        tell_refusal(answer.refusal)
         raise typer.Exit(1)
     return answer.id
 
