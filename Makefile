@@ -14,6 +14,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/dev.stamp ## all set-up, nothing started; does nothing when nothing changed
+	@:
 
 up: .venv/runtime.stamp ## start the cloud here (ARGS="--once" asks one prompt and stops)
 	@exec .venv/bin/dure up $(ARGS)
