@@ -272,11 +272,12 @@ class Hold:
         """Give the shares back, then record the end; on a full disk until it is recorded."""
         for fd in self.shares:  # its file stays, free, until the next run on that chip clears it away
             os.close(fd)
-        code = signal_number = None
-        if self.wait_status is not None:
-            code = os.waitstatus_to_exitcode(self.wait_status)
-            if code < 0:
-                code, signal_number = None, -code
+        code: int | None = None
+        signal_number: int | None = None
+        if self.wait_status is not None and os.WIFSIGNALED(self.wait_status):
+            signal_number = os.WTERMSIG(self.wait_status)
+        elif self.wait_status is not None:
+            code = os.WEXITSTATUS(self.wait_status)
         reason = self.reason or "exited"
         if reason == "exited" and signal_number:
             reason = "signalled"

@@ -16,7 +16,7 @@ def _stat(pid: int) -> list[bytes] | None:
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         try:
-            return os.read(fd, 4096).rpartition(b")")[2].split()
+            return os.read(fd, 4096).rpartition(b")")[2].split() or None
         finally:
             os.close(fd)
     except OSError:
@@ -30,12 +30,7 @@ def _pids() -> list[int]:
 def is_alive(pid: int, start: int) -> bool:
     """The process that had this pid and start time (clock ticks since boot) still runs."""
     stat = _stat(pid)
-    return bool(stat) and stat[0] not in (b"Z", b"X") and int(stat[19]) == start
-
-
-def start_of(pid: int) -> int | None:
-    stat = _stat(pid)
-    return int(stat[19]) if stat else None
+    return stat is not None and stat[0] not in (b"Z", b"X") and int(stat[19]) == start
 
 
 def open_pidfd(pid: int, start: int) -> int | None:

@@ -199,18 +199,14 @@ class RunFolder:
         finally:
             os.close(fd)
 
-    def ask_stop(self, reason: str, grace_s: float, hold_pid: int) -> None:
-        """Leave the order, then wake the hold: TERM to the run, after `grace_s` KILL."""
+    def ask_stop(self, reason: str, grace_s: float, hold: tuple[int, int]) -> None:
+        """Leave the order, then wake the hold (pid, start time): TERM to the run, after `grace_s` KILL."""
         try:
             (self.path / ".stop").write_bytes(msgspec.json.encode(StopOrder(reason, grace_s)))
             (self.path / ".stop").rename(self.path / "stop")
         except OSError:
             pass  # a full disk: the hold stops it all the same, with its own grace
-        status = self.status()
-        if status is not None:
-            processes.terminate(status.hold_pid, status.hold_start)
-        elif hold_pid and (start := processes.start_of(hold_pid)) is not None:
-            processes.terminate(hold_pid, start)
+        processes.terminate(*hold)
 
     def mark(self, name: Literal["ready", "simulated"]) -> None:
         (self.path / name).touch()

@@ -1,6 +1,6 @@
 """The server process: `python -I simulated_server.py CONFIG.json`. OpenAI's API in canned words, without delay.
 
-A whole stream is 22 events, sent in one write: 20 of one word, the finish with the usage, `[DONE]`. One token is one word.
+A whole stream is 22 events in one write: 20 of one word, the finish with the usage, `[DONE]`. One token is one word.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-WORDS = (
-    "simulated: these words come from no model; they are here so that everything around a model can be tried out."
-).split()
+TEXT = "simulated: these words come from no model; they are here so that everything around a model can be tried out."
+WORDS = TEXT.split()
 MOST_HEAD_BYTES = 65_536
 MOST_BODY_BYTES = 16 << 20
 
@@ -92,6 +91,10 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
+def finish_reason(usage: Usage) -> str:
+    return "stop" if usage.completion_tokens == len(WORDS) else "length"
+
+
 class Speaker:
     """Makes the answers; those of one length are rendered once."""
 
@@ -127,11 +130,8 @@ class Speaker:
     def whole(self, chat: bool, usage: Usage) -> bytes:
         text = " ".join(WORDS[: usage.completion_tokens])
         message = Said(text) if chat else None
-        return http("200 OK", encode(self.answer(chat, "", self.choice(usage, message, None if chat else text), usage)))
-
-    def choice(self, usage: Usage, message: Said | None, text: str | None) -> Choice:
-        finish = "stop" if usage.completion_tokens == len(WORDS) else "length"
-        return Choice(0, finish, message=message, text=text)
+        choice = Choice(0, finish_reason(usage), message=message, text=None if chat else text)
+        return http("200 OK", encode(self.answer(chat, "", choice, usage)))
 
     def answer(self, chat: bool, piece: str, choice: Choice, usage: Usage | None = None) -> Answer:
         kind = f"chat.completion{piece}" if chat else "text_completion"
@@ -146,9 +146,7 @@ class Speaker:
             choices = [Choice(0, None, delta=Said(t)) if chat else Choice(0, None, text=t) for t in texts]
             words = tuple(b"data: %s\n\n" % encode(self.answer(chat, ".chunk", choice)) for choice in choices)
             self.streams[chat, count] = words
-        last = Choice(
-            0, self.choice(usage, None, None).finish_reason, delta={} if chat else None, text=None if chat else ""
-        )
+        last = Choice(0, finish_reason(usage), delta={} if chat else None, text=None if chat else "")
         end = b"data: %s\n\n" % encode(self.answer(chat, ".chunk", last, usage))
         events = b"".join(map(chunk, (*words, end, b"data: [DONE]\n\n")))
         return (
@@ -179,7 +177,7 @@ class Connection(asyncio.Protocol):
             size = self.body_size(head)
             if size is None or size > MOST_BODY_BYTES:
                 self.refuse(
-                    "413 Content Too Large" if size else "400 Bad Request", "the length of the body is not accepted"
+                    "413 Content Too Large" if size else "400 Bad Request", "this length of a body is not accepted"
                 )
                 return
             if len(self.waiting) < end + 4 + size:
