@@ -43,6 +43,9 @@ ROWS = "SELECT offset, at_ns, v, subject, body, hash FROM log WHERE offset >= ? 
 ROWS_ABOUT = (
     "SELECT offset, at_ns, v, body FROM log WHERE subject = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?"
 )
+KEEP_TWO = "DELETE FROM snapshot WHERE offset <= (SELECT offset FROM snapshot ORDER BY offset DESC LIMIT 1 OFFSET 2)"
+
+SICK = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second: SQLite's message quotes a damaged schema
 
 
 class SqliteLog:
@@ -60,7 +63,7 @@ class SqliteLog:
         try:
             with _told(path):
                 _prove_usable(self._writer, self._name)
-                self._head, self._hash = _checked_head(self._writer, self._name)
+                self._head, self._hash = self._whole_head()
             self._reader = _connect(path)
         except BaseException:
             self._writer.close()
@@ -106,18 +109,13 @@ class SqliteLog:
             check_offset(offset, self._head)
             with self._transaction():
                 row_hash = _hash_before(self._writer, offset, self._name)
-                self._writer.execute(
-                    "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?, ?)", (offset, row_hash, digest, state)
-                )
-                self._writer.execute(
-                    "DELETE FROM snapshot WHERE offset <= (SELECT offset FROM snapshot ORDER BY offset DESC LIMIT 1 OFFSET 2)"
-                )
+                row = (offset, row_hash, digest, state)
+                self._writer.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?, ?)", row)
+                self._writer.execute(KEEP_TWO)
 
     def load_snapshot(self) -> tuple[int, bytes] | None:
-        with self._reading:
-            with _told(self._path):
-                rows = self._reader.execute("SELECT offset FROM snapshot ORDER BY offset DESC").fetchall()
-            for (offset,) in rows:
+        with self._reading, _told(self._path), _one_view(self._reader):
+            for (offset,) in self._reader.execute("SELECT offset FROM snapshot ORDER BY offset DESC").fetchall():
                 state = self._snapshot(offset)
                 if state is not None:
                     return offset, state
@@ -125,8 +123,7 @@ class SqliteLog:
 
     def verify(self) -> int:
         """Also checks the recorded head, that no snapshot is past it, and SQLite's own pages and indexes."""
-        with closing(_connect(self._path)) as connection, _told(self._path):
-            connection.execute("BEGIN")  # one view of the file, whatever is appended meanwhile
+        with closing(_connect(self._path)) as connection, _told(self._path), _one_view(connection):
             for _ in self._rows(connection, 0, _recorded_head(connection, self._name)[0]):
                 pass
             head, _ = _checked_head(connection, self._name)
@@ -143,6 +140,15 @@ class SqliteLog:
             self._reader.close()
             self._writer.close()
 
+    def _whole_head(self) -> tuple[int, bytes]:
+        """The recorded head, if the log's end bears it out; else LogDamaged with the first bad offset of all."""
+        try:
+            return _checked_head(self._writer, self._name)
+        except LogDamaged:
+            for _ in self._rows(self._writer, 0, _recorded_head(self._writer, self._name)[0]):
+                pass
+            raise
+
     def _rows(self, connection: sqlite3.Connection, start: int, stop: int) -> Iterator[tuple[int, Entry, bytes]]:
         """Rows [start, stop), each checked; all of them, or LogDamaged with the first bad offset."""
         reached = start
@@ -154,7 +160,7 @@ class SqliteLog:
                 reached += 1
         except sqlite3.ProgrammingError:  # the log is closed: a bug, not a state of the disk
             raise
-        except sqlite3.DatabaseError as error:
+        except SICK as error:
             raise _refused(error, self._path, reached) from error
         if reached < stop:
             raise damaged(self._name, reached, f"the row is missing, of {stop} or more that were written")
@@ -176,7 +182,7 @@ class SqliteLog:
             ).fetchone()
             bound = row[0] == _hash_before(self._reader, offset, self._name)
             return row[2] if bound and row[1] == hashlib.sha256(row[2]).digest() else None
-        except (sqlite3.DatabaseError, LogDamaged):
+        except (*SICK, LogDamaged):
             return None
 
     @contextmanager
@@ -197,11 +203,11 @@ def _make_if_absent(path: Path) -> None:
     """A new log appears under its name whole or not at all: an empty file there is damage, not a start."""
     name = str(path)
     try:
-        found = path.stat() if path.exists() else None
-        if found is None:
+        if not os.path.lexists(path):  # a link to nowhere is no place for a new log: its disk may be away
             if _beside(path, "-wal").exists():
                 raise damaged(name, None, "the file is gone, but the -wal file that belongs to it is still there")
             return _make(path)
+        found = path.stat()
     except OSError as error:
         raise _unwritable(name, error.strerror or str(error), CHOOSE) from error
     if not stat.S_ISREG(found.st_mode):
@@ -240,8 +246,12 @@ def _connect(path: Path) -> sqlite3.Connection:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cell_size_check = ON")
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA cell_size_check = ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
 
@@ -262,8 +272,8 @@ def _prove_usable(connection: sqlite3.Connection, name: str) -> None:
         raise _unwritable(
             name, f"its file system cannot hold a write-ahead log (SQLite stays in mode {mode!r})", CHOOSE
         )
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("ROLLBACK")
+    with _one_view(connection):  # SQLite opens a read-only file without a word: only a write, here undone, tells
+        connection.execute("UPDATE meta SET head = head")
 
 
 def _recorded_head(connection: sqlite3.Connection, name: str) -> tuple[int, bytes]:
@@ -277,10 +287,11 @@ def _recorded_head(connection: sqlite3.Connection, name: str) -> tuple[int, byte
 def _checked_head(connection: sqlite3.Connection, name: str) -> tuple[int, bytes]:
     """The recorded head, if the last row bears it out; else LogDamaged with the first bad offset."""
     head, digest = _recorded_head(connection, name)
-    last, found = connection.execute("SELECT offset, hash FROM log ORDER BY offset DESC LIMIT 1").fetchone() or (
-        -1,
-        GENESIS,
-    )
+    ends = "SELECT offset, hash FROM log ORDER BY offset"
+    first, _ = connection.execute(f"{ends} LIMIT 1").fetchone() or (0, None)
+    last, found = connection.execute(f"{ends} DESC LIMIT 1").fetchone() or (-1, GENESIS)
+    if first < 0:
+        raise damaged(name, first, "it holds a row before its first")
     if last < head - 1:
         raise damaged(name, last + 1, f"rows {last + 1} to {head - 1} are missing at its end")
     if last > head - 1:
@@ -301,13 +312,24 @@ def _hash_before(connection: sqlite3.Connection, offset: int, name: str) -> byte
 
 
 @contextmanager
+def _one_view(connection: sqlite3.Connection) -> Iterator[None]:
+    """The log as it is now, whatever is appended meanwhile; what is written inside is undone."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
 def _told(path: Path) -> Iterator[None]:
     """What SQLite raises inside, as an error that says what to do."""
     try:
         yield
     except sqlite3.ProgrammingError:  # the log is closed: a bug, not a state of the disk
         raise
-    except sqlite3.DatabaseError as error:
+    except SICK as error:
         raise _refused(error, path) from error
 
 
@@ -324,7 +346,7 @@ UNWRITABLE = {
 }
 
 
-def _refused(error: sqlite3.DatabaseError, path: Path, offset: int | None = None) -> DureError:
+def _refused(error: sqlite3.DatabaseError | UnicodeDecodeError, path: Path, offset: int | None = None) -> DureError:
     """SQLite's error as ours: LogUnwritable where the file is whole, LogDamaged where it is not."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # none: text that is not UTF-8
     if code & 0xFF in UNWRITABLE and code not in TORN:
