@@ -1,0 +1,1 @@
+"""The digital twin: the production `turn` under a virtual clock, with simulated nodes."""
