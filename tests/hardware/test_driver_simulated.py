@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dure.hardware.driver import Host
@@ -128,6 +128,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_fleet(tmp_path)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
@@ -164,6 +165,7 @@ def test_readings_follow_the_share_held() -> None:
     assert bare.memory_used_mib is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.dictionaries(st.integers(0, 9), st.integers(-(2**40), 2**40)))
 def test_the_same_asked_gives_the_same(now_ns: int, held: dict[int, int]) -> None:
     fleet = Fleet("f", "sim", (Kind("sim-npu", 10, 40, 180),))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -27,10 +27,12 @@ def reading(index: int, at_ns: int = 1, utilisation: float | None = 0.5) -> Read
 def samples(text: bytes) -> dict[str, float]:
     """The lines of Prometheus text, with the few rules of format 0.0.4 that it must keep."""
     found: dict[str, float] = {}
-    family = ""
+    family, families = "", set[str]()
     for line in text.decode().removesuffix("\n").split("\n"):
         if line.startswith("# HELP "):
             family = line.split()[2]
+            assert family not in families, "a family is there twice"
+            families.add(family)
             continue
         if line.startswith("# TYPE "):
             assert line.split()[2] == family and line.split()[3] in ("gauge", "counter")
@@ -138,9 +140,21 @@ def test_a_render_shows_one_sample_even_when_another_is_taken_meanwhile() -> Non
     assert b"utilisation_ratio{" in first + b"".join(pieces)
 
 
-@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+ODD = st.text(st.sampled_from('\\"\n%{}=,# a') | st.characters(codec="utf-8"), max_size=20)
+
+
+@settings(deadline=None)
+@given(ODD, ODD, ODD)
+@example("\\", "\\n", '\\"')
+@example("%d", "\n", '"')
 def test_any_name_is_one_label(vendor: str, name: str, run: str) -> None:
     (chip,) = chips(1)
     telemetry = Telemetry([replace(chip, id=f"n1:{name}", vendor=vendor)])
     telemetry.take([Reading(f"n1:{name}", 1, 0.5)], 1)
-    assert len(samples(telemetry.render({f"n1:{name}": 3}, {run: 5}, (1, vendor)))) == 5
+    told = samples(telemetry.render({f"n1:{name}": 3}, {run: 5}, (1, vendor)))
+    labels = [re.findall(r'([a-z]+)="((?:[^"\\]|\\.)*)"', series.partition("{")[2]) for series in told]
+    meant = [
+        {key: re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), value) for key, value in one} for one in labels
+    ]
+    assert [one.get("id") for one in meant] == [f"n1:{name}"] * 3 + [None] * 2
+    assert (meant[0]["vendor"], meant[3], meant[4]["meter"]) == (vendor, {"run": run}, vendor)
