@@ -15,7 +15,7 @@ from dure.model.units import NS_PER_S, UJ_PER_J, WHOLE_CHIP_MILLI
 RING = 60
 """Samples kept of each chip."""
 _LINES = 512
-"""Lines rendered at a time: well under a millisecond in which no other thread of the process runs."""
+"""Lines rendered at a time; between two pieces other work may run."""
 
 _GAP = Reading("", 0)
 """Stands for the reading that a chip did not give."""
