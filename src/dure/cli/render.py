@@ -156,7 +156,7 @@ def duration(ns: int) -> str:
     """
     seconds = max(0, ns) / NS_PER_S
     if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.2f} s" if seconds < 10 else f"{int(seconds)} s"
     minutes, hours = int(seconds) // 60, int(seconds) // 3600
     if hours >= 24:
         return f"{hours // 24} d {hours % 24} h"

@@ -118,5 +118,14 @@ def chat(
     if used is None:
         note("tokens unknown: the engine did not count them")
     else:
-        speed = used.completion_tokens / seconds
-        note(f"{used.prompt_tokens} tokens in · {used.completion_tokens} out in {seconds:.2f} s · {speed:.1f} tok/s")
+        note(rate(used, seconds))
+
+
+def rate(used: Tokens, seconds: float) -> str:
+    """What an answer used, over the whole time from asking to its end.
+
+    >>> rate(Tokens(5, 8), 2.0)
+    '5 tokens in · 8 out in 2.00 s · 4.0 tok/s'
+    """
+    speed = used.completion_tokens / seconds
+    return f"{used.prompt_tokens} tokens in · {used.completion_tokens} out in {seconds:.2f} s · {speed:.1f} tok/s"
