@@ -159,9 +159,8 @@ def _placed(state: State, columns: Columns, at_ns: int, event: ev.RunPlaced) -> 
         chip.held += piece.milli
         chip.runs[event.run] = piece.milli
         columns.take(piece.chip, piece.milli)
-    if held.phase == "waiting" and len(held.runs) == held.workload.ask.replicas:
-        held.phase = "active"
-    held.reason = None
+    if not any(f"{event.workload}.{replica}" in state.needs for replica in range(held.workload.ask.replicas)):
+        held.phase, held.reason = "active", None
 
 
 def _ended(state: State, columns: Columns, at_ns: int, event: ev.RunEnded) -> None:
