@@ -125,7 +125,9 @@ class Answers:
             try:
                 response, block = await self._engines.ask(target, path, ask.body)
                 try:
-                    if response.status == 200 and response.content_type == "text/event-stream":
+                    if response.status == 200 and response.headers.get("Content-Type", "").startswith(
+                        "text/event-stream"
+                    ):
                         exchange.events = Events(ask.hide_usage)
                         return await _stream(exchange, exchange.events, response, block, leaver, send)
                     return await _plain(exchange, response, block, leaver, send)
@@ -146,7 +148,7 @@ async def _plain(
     exchange: Exchange, response: aiohttp.ClientResponse, block: bytes, leaver: Leaver, send: Send
 ) -> None:
     status = response.status
-    body = block + await response.content.read()
+    body = block if response.content.at_eof() else block + await response.content.read()
     if status == 200:
         exchange.record("ok", usage_of(body))
     elif status < 400:

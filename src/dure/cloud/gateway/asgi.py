@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -19,6 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT_S = 60.0
+WATCH_AFTER_S = 0.01
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::[0-9]{1,5})?")
 
@@ -114,8 +114,9 @@ async def send_whole(send: Send, status: int, body: bytes, headers: Headers) -> 
 
 
 class Leaver:
-    """Cancels the current task at once when its client leaves.
+    """Cancels the current task when its client leaves: at once, or 10 ms after the request came.
 
+    Most tasks that watch would watch an answer that is out within those 10 ms: they are not made.
     `gone` tells that cancellation from the server's own; set `ended` before the last bytes are sent.
     """
 
@@ -125,16 +126,22 @@ class Leaver:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watch = asyncio.create_task(self._wait(receive))
+        self._receive = receive
+        self._watch: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
 
-    async def _wait(self, receive: Receive) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            if not self.ended:
-                self.gone = True
-                self._task.cancel()
+    def _start(self) -> None:
+        self._watch = asyncio.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.ended:
+            self.gone = True
+            self._task.cancel()
 
     def stop(self) -> None:
         self.ended = True
-        self._watch.cancel()
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()

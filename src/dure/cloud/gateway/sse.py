@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 from msgspec import Struct
 
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT = 8 << 20
-_EVENT = re.compile(rb".*?\r?\n\r?\n", re.S)
 
 
 class Tokens(Struct, frozen=True):
@@ -56,6 +53,7 @@ class Events:
         self.failed = False
         self._hide_usage = hide_usage
         self._tail = b""
+        self._text = b""
 
     def feed(self, block: bytes) -> bytes:
         """Whole events of `block` and what was left before. Raises ValueError on an endless event."""
@@ -67,11 +65,26 @@ class Events:
             block, self._tail = block[:end], block[end:]
             if len(self._tail) > MAX_EVENT:
                 raise ValueError(f"an event is larger than {MAX_EVENT >> 20} MiB")
-        self.content += _texts(block)
-        # One search over the bytes instead of JSON per chunk; inside a JSON string these cannot stand unescaped.
-        if b'"usage"' in block or b"[DONE]" in block or b'"error"' in block:
-            return b"".join([event for event in _EVENT.findall(block) if self._keep(event)])
-        return block
+        if not block:
+            return b""
+        if not self._text and b"{" in block:
+            # Engines write JSON with or without blanks, all of it alike; the first chunk often has an empty text.
+            head = block[:1000]
+            self._text = (b'"text' if b'"text"' in head else b"content") + (b'": "' if b'": ' in head else b'":"')
+            self.content -= head.count(self._text + b'"')
+        self.content += block.count(self._text) if self._text else 0
+        # Searches over the bytes instead of JSON per chunk; inside a JSON string these cannot stand unescaped.
+        marks = block.find(b'"usage"'), block.find(b'"error"'), block.find(b"[DONE]", -64)
+        found = [mark for mark in marks if mark >= 0]
+        return self._sift(block, min(found)) if found else block
+
+    def _sift(self, block: bytes, mark: int) -> bytes:
+        """`block` without the events of it, from the one around `mark` on, that are not for the client."""
+        gap = b"\r\n\r\n" if block.endswith(b"\r\n\r\n") else b"\n\n"
+        before = block.rfind(gap, 0, mark)
+        start = before + len(gap) if before >= 0 else 0
+        kept = [event + gap for event in block[start:].split(gap) if event and self._keep(event)]
+        return block[:start] + b"".join(kept)
 
     def end(self) -> bytes:
         """The engine closed the stream: an event it did not finish with a blank line."""
@@ -98,11 +111,3 @@ class Events:
 def _last_end(block: bytes) -> int:
     lf, crlf = block.rfind(b"\n\n"), block.rfind(b"\r\n\r\n")
     return max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
-
-
-def _texts(block: bytes) -> int:
-    """Chunks of `block` that carry text: about one a token."""
-    if b'": ' in block:
-        block = block.replace(b'": ', b'":')
-    keys = block.count(b'content":') + block.count(b'"text":')
-    return keys - block.count(b'content":null') - block.count(b'content":""')
