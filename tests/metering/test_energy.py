@@ -123,8 +123,8 @@ def test_a_chip_not_known_and_a_run_without_slices() -> None:
 
 def test_counters_and_clocks_that_go_back_never_make_negative_rows() -> None:
     chips = [core(0), npu(0, EXAMPLE)]
-    runs = [held("w1.0.1", ("a:cpu0", 10), cpu_ns=1, logged=5), held("w2.0.1", ("a:n0", 10), since_ns=20)]
-    assert [(row.cpu_ns, row.energy_uj) for row in rows(chips, runs, 10).rows] == [(0, 0), (0, 0)]
+    runs = [held("w1.0.1", ("a:cpu0", 10), cpu_ns=1, logged=5), held("w2.0.1", ("a:n0", 10), since_ns=20 * S)]
+    assert [(row.cpu_ns, row.energy_uj) for row in rows(chips, runs, 10 * S).rows] == [(0, 0), (0, 0)]
 
 
 @given(

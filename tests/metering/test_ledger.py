@@ -241,9 +241,9 @@ def test_a_refused_workload_leaves_no_row() -> None:
 def test_settling_leaves_the_live_ledger_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "KEPT_ENDED", 1)
     events: list[Timed] = [(0, joined("a", "cpu0"))]
-    for name in ("w1", "w2", "w3"):
+    for name in ("w1", "w2"):  # ended, but their runs still hold
         events += [(1, submitted(name)), (2, placed(name, ("a:cpu0", 10))), (3, ev.WorkloadEnded(name, "failed", ""))]
-    ledger = fold(*events)
+    ledger = fold(*events, (4, submitted("w3")), (4, ev.WorkloadEnded("w3", "stopped", "")))
     before = msgspec.json.encode(ledger)
     assert check_chip_time(settle(ledger, 1000)) == []
     assert msgspec.json.encode(ledger) == before

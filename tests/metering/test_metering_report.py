@@ -115,10 +115,12 @@ def test_chip_time_in_whole_chips_still_adds_up() -> None:
 
 def test_a_broken_law_is_told_with_the_chip() -> None:
     ledger = cloud()
-    ledger.chips["a:cpu0"].idle += 1
-    notes = usage(ledger, "project", NOW).notes
-    assert notes[0].endswith("(law 2): NO")
-    assert any("a:cpu0" in note for note in notes)
+    ledger.chips["a:cpu0"].idle += 1000 * S
+    report = usage(ledger, "project", NOW)
+    assert report.notes[0].endswith("(law 2): NO")
+    assert any("a:cpu0" in note for note in report.notes)
+    assert total(report, "chip_time_ns") == 200 * S
+    assert sum(cell for _, cell, *_ in report.rows if isinstance(cell, int)) == 201 * S
 
 
 def test_steps_of_the_clock_are_told() -> None:
