@@ -269,7 +269,7 @@ batches = st.lists(st.lists(st.builds(Entry, numbers, events), max_size=6), max_
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(batches=batches, snapshot=st.integers(0, 48), start=st.integers(0, 50), limit=st.integers(0, 50))
 def test_what_was_appended_reads_back_in_order(
     kind: str, batches: list[list[Entry]], snapshot: int, start: int, limit: int

@@ -336,7 +336,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(where=st.floats(0, 1, exclude_max=True), header=st.booleans(), bit=st.integers(0, 7))
 def test_a_flipped_bit_never_changes_what_is_read(small: Path, where: float, header: bool, bit: int) -> None:
     content = small.read_bytes()
@@ -356,8 +356,8 @@ def test_a_torn_write_ahead_log_leaves_whole_batches(tmp_path: Path, flip: bool)
             log.append(entries[at : at + 5])
         base, wal = live.read_bytes(), live.with_name("log.sqlite-wal").read_bytes()
     seen = set()
-    for number in range(40):
-        keep = len(wal) * number // 39 - number % 3
+    for number in range(22):
+        keep = len(wal) * number // 21 - number % 3
         folder = tmp_path / f"{number}"
         folder.mkdir()
         torn = wal[:keep] + (bytes([wal[keep] ^ 1]) + wal[keep + 1 :] if flip and 0 <= keep < len(wal) else b"")
@@ -370,7 +370,7 @@ def test_a_torn_write_ahead_log_leaves_whole_batches(tmp_path: Path, flip: bool)
             seen.add(log.head)
             log.append(entries[log.head :])
             assert log.verify() == COUNT
-    assert {0, COUNT} <= seen and len(seen) >= 10
+    assert {0, COUNT} <= seen and len(seen) >= 6
 
 
 # Places where no log can be written

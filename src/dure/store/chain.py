@@ -56,8 +56,8 @@ def seal(entries: Sequence[Entry], offset: int, previous: bytes) -> list[Row]:
     return rows
 
 
-def unseal(rows: Iterable[Row], start: int, previous: bytes, name: str) -> Iterator[tuple[int, Entry, bytes]]:
-    """Each row as (offset, entry, hash), checked to follow the row before `start` without a gap.
+def unseal(rows: Iterable[Row], start: int, previous: bytes, name: str) -> Iterator[tuple[int, Entry]]:
+    """Each row as (offset, entry), checked to follow the row before `start` without a gap.
 
     `name` is the log's, for the error. Raises LogDamaged naming the first bad offset.
     """
@@ -74,7 +74,7 @@ def unseal(rows: Iterable[Row], start: int, previous: bytes, name: str) -> Itera
         entry = opened(name, offset, at_ns, v, body)
         if subject(entry.event) != about:
             raise damaged(name, offset, f"the row is filed under {about!r}, which its event does not tell of")
-        yield offset, entry, digest
+        yield offset, entry
         expected += 1
 
 

@@ -37,7 +37,7 @@ class MemoryLog:
         check_range(start, limit)
         if about is None:
             rows = self._rows[start : start + limit]
-            return [(offset, entry) for offset, entry, _ in unseal(rows, start, self._hash_before(start), NAME)]
+            return list(unseal(rows, start, self._hash_before(start), NAME))
         offsets = self._about.get(about, [])
         first = bisect_left(offsets, start)
         rows = [self._rows[offset] for offset in offsets[first : first + limit]]

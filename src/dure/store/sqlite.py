@@ -100,7 +100,7 @@ class SqliteLog:
             return []
         with self._reading:
             if about is None:
-                return [(offset, entry) for offset, entry, _ in self._rows(self._reader, start, stop)]
+                return list(self._rows(self._reader, start, stop))
             return self._read_about(about, start, head, limit)
 
     def save_snapshot(self, offset: int, state: bytes) -> None:
@@ -149,7 +149,7 @@ class SqliteLog:
                 pass
             raise
 
-    def _rows(self, connection: sqlite3.Connection, start: int, stop: int) -> Iterator[tuple[int, Entry, bytes]]:
+    def _rows(self, connection: sqlite3.Connection, start: int, stop: int) -> Iterator[tuple[int, Entry]]:
         """Rows [start, stop), each checked; all of them, or LogDamaged with the first bad offset."""
         reached = start
         try:
