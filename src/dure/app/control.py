@@ -12,13 +12,13 @@ import uvicorn
 import uvloop
 
 from dure import __version__
+from dure.app.settings import prices_of
 from dure.cloud.api.app import make_app
 from dure.cloud.api.resources import Control
 from dure.cloud.keys import digest, new_secret
 from dure.cloud.loop import Loop
 from dure.computing.catalogue import load
 from dure.computing.inbox import MakeKey, MakeProject, Started
-from dure.metering.cost import load_prices
 from dure.model.errors import DureError
 from dure.store.sqlite import SqliteLog
 
@@ -31,10 +31,9 @@ def run(home: Path, fd: int) -> None:
     try:
         log.verify()
         catalogue = load(home / "models.toml")
-        prices = load_prices(home / "prices.toml" if (home / "prices.toml").exists() else None)
         link_key = (home / "link.key").read_text().strip()
         loop = Loop(log, tuple(catalogue), time.time_ns, link_key)
-        control = Control(loop, catalogue, prices, link_key, home, time.time_ns)
+        control = Control(loop, catalogue, prices_of(home), link_key, home, time.time_ns)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(control, fd))
     finally:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from dure.client import Client
 from dure.client.chat import Message
-from dure.metering.cost import Used, charge, load_prices
+from dure.metering.cost import Prices, Used, charge
 from dure.metering.report import bill_line
 from dure.model.errors import DureError
 from dure.model.units import NS_PER_S
@@ -24,7 +24,7 @@ PROMPT = "Write one sentence about the sea."
 DEPLOY_S = 900.0
 
 
-def ask_first_prompt(client: Client, url: str, stop: threading.Event) -> None:
+def ask_first_prompt(client: Client, url: str, prices: Prices, stop: threading.Event) -> None:
     """Prints the answer and its bill line. Raises DureError when any step failed."""
     workload = _deployed(client)
     run = _wait_answering(client, workload, stop)
@@ -37,8 +37,7 @@ def ask_first_prompt(client: Client, url: str, stop: threading.Event) -> None:
     if not text.strip() or tokens_out == 0:
         raise DureError("The bundled model gave an empty answer", do="See HOME/runs/*/out.log")
     print(text.strip(), flush=True)
-    prices = load_prices()
-    amount_mwon = charge(Used(MODEL, run.slices[0].chip, tokens_in, tokens_out), prices)
+    amount_mwon = charge(Used(MODEL, tokens_in=tokens_in, tokens_out=tokens_out), prices)
     energy = _energy(client, workload, run, time.time_ns())
     print(f"{bill_line(tokens_out, seconds, energy, amount_mwon, prices)} · {url}/", flush=True)
 
@@ -64,7 +63,7 @@ def _wait_answering(client: Client, workload: str, stop: threading.Event) -> Run
         disable=not sys.stderr.isatty(),
         transient=True,
     )
-    deadline, told = time.monotonic() + DEPLOY_S, -1
+    deadline, told, first = time.monotonic() + DEPLOY_S, -1, 0
     with bar:
         task = bar.add_task(f"fetching {MODEL}", total=None, visible=False)
         while not stop.is_set():
@@ -78,14 +77,18 @@ def _wait_answering(client: Client, workload: str, stop: threading.Event) -> Run
                 if bar.disable and total and done * 4 // total > told:
                     told = done * 4 // total
                     print(f"fetching {MODEL}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
-            _give_up_if_failed(view, deadline)
+            first = first or (run.attempt if run is not None else 0)
+            _give_up_if_failed(view, first, deadline)
             stop.wait(0.1)
     return None
 
 
-def _give_up_if_failed(view: WorkloadView, deadline: float) -> None:
-    if view.reason is not None and view.reason.code == "backoff":
-        raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
+def _give_up_if_failed(view: WorkloadView, first: int, deadline: float) -> None:
+    """A run that could not start (no model file, say) will not do better; another end gets two more tries."""
+    run = view.runs[0] if view.runs else None
+    if view.reason is not None and view.reason.code == "backoff" and run is not None and run.exit is not None:
+        if run.exit.reason == "failed" or run.attempt - first >= 2:
+            raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
     if time.monotonic() > deadline:
         raise DureError(f"{MODEL} did not start in {DEPLOY_S:.0f} s", do=f"See: dure why {view.id}")
 
@@ -115,5 +118,6 @@ def _energy(client: Client, workload: str, before: RunView, after_ns: int) -> Fi
     if power is None:
         return Figure(None, "modelled", "no watts known for this core")
     cpu_ns = run.cpu_ns - before.cpu_ns
-    basis = f"{cpu_ns / NS_PER_S:.2f} CPU s × {power.full_w:g} W a core, {power.source}: {power.note}"
+    kind = "example" if power.note.startswith("example") else power.source
+    basis = f"{cpu_ns / NS_PER_S:.2f} CPU s × {power.full_w:g} W a core, {kind}"
     return Figure(round(cpu_ns * power.full_w * 1e6 / NS_PER_S), "modelled", basis)

@@ -1,9 +1,12 @@
-"""The one place of the server side that reads the environment."""
+"""What the processes are told: the environment (read here alone) and files of the home."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+
+from dure.metering.cost import Prices, load_prices
 
 _CHILD = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TERM")
 _FETCH_PREFIXES = ("PIP_", "SSL_CERT_", "XDG_", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -17,3 +20,9 @@ def child_environment(fetches: bool) -> Mapping[str, str]:
         for name, value in os.environ.items()
         if name in _CHILD or (fetches and (name in _FETCH or name.startswith(_FETCH_PREFIXES)))
     }
+
+
+def prices_of(home: Path) -> Prices:
+    """HOME/prices.toml, or the shipped example."""
+    own = home / "prices.toml"
+    return load_prices(own if own.exists() else None)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dure.app.first import ask_first_prompt
 from dure.app.processes import Child
-from dure.app.settings import child_environment
+from dure.app.settings import child_environment, prices_of
 from dure.client import Client, find
 from dure.cloud.keys import new_secret
 from dure.hardware.drivers.simulated import load_fleet
@@ -61,7 +61,7 @@ def _run(home: Path, children: list[Child], url: str, told: argparse.Namespace, 
     client = find(home, url, None)
     _wait_node(client, children, stop)
     if not told.no_model and not stop.is_set():
-        ask_first_prompt(client, url, stop)
+        ask_first_prompt(client, url, prices_of(home), stop)
     print(f"ready: {url}/", flush=True)
     while not (told.once or stop.is_set()):
         stop.wait(0.5)

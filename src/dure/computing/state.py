@@ -212,6 +212,8 @@ def _workload_over(state: State, event: ev.WorkloadEnded | ev.WorkloadRefused) -
 
 def _joined(state: State, columns: Columns, event: ev.NodeJoined) -> None:
     old = state.nodes.get(event.node.id)
+    if old is None or old.node.boot != event.node.boot:
+        state.counters.pop(event.node.id, None)  # a new agent counts from 0 again
     ids = [chip.id for chip in event.chips]
     if old is not None:
         gone = sorted(set(old.chips) - set(ids))

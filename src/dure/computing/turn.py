@@ -173,8 +173,8 @@ class Core:
     def _beat(self, node: str, beat: Beat) -> None:
         if node not in self.state.nodes:
             return
-        minute_passed = self._minute_passed(node)
         self.seen[node], self.seen_ns[node] = beat, self._now
+        minute_passed = self._minute_passed(node)
         actual = {status.run: status for status in beat.runs}
         for status in beat.runs:
             run = self.state.runs.get(status.run)
@@ -182,7 +182,11 @@ class Core:
                 continue
             self.statuses[status.run] = status
             if status.phase == "ended":
-                self._end_run(run, status.exit or Exit("lost", detail="the node gave no exit"))
+                exit = status.exit or Exit("lost", detail="the node gave no exit")
+                if exit.reason == "shutdown" and self.state.nodes[node].linked:
+                    # Before the end, so that nothing is placed anew on a node that is going.
+                    self._emit(ev.NodeLost(node, "its agent is shutting down"))
+                self._end_run(run, exit)
             elif _RANK[status.phase] > _RANK[run.phase] or (status.url is not None and status.url != run.url):
                 self._emit(
                     ev.RunMoved(run.id, run.workload, status.phase, status.pid, status.url, detail=status.detail)
@@ -201,7 +205,12 @@ class Core:
         self._effects.append(ib.Tell(node, Lease(LEASE_S)))
 
     def _minute_passed(self, node: str) -> bool:
-        """Has a UTC minute begun since the longest unmetered run of the node was last metered?"""
+        """Has a UTC minute begun since the longest unmetered run of the node was last metered?
+
+        Also true of a counter's first reading, from which the next ones count.
+        """
+        if self.seen[node].energy_uj is not None and node not in self.state.counters:
+            return True
         oldest = min((self.state.runs[run].metered_at_ns for run in self._live.get(node, ())), default=self._now)
         return oldest // NS_PER_MINUTE < self._now // NS_PER_MINUTE
 
@@ -246,7 +255,8 @@ class Core:
         retry_ns = self.state.needs[need]
         self._queue.add(need, held.workload.ask.chips, retry_ns)
         wait_s = (retry_ns - self._now) / NS_PER_S
-        why = f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} after {wait_s:.0f} s"
+        when = "at the next start" if exit.reason == "shutdown" else f"after {wait_s:.0f} s"
+        why = f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} {when}"
         self._emit(ev.WorkloadWaits(run.workload, Refusal("backoff", why, "reconcile", {}, retry_ns)))
 
     def _live_runs(self, held: WorkloadState) -> list[RunState]:

@@ -199,6 +199,8 @@ class Hold:
             raise ValueError(f"command not found: {spec['argv'][0]}") from None
         except PermissionError:
             raise ValueError(f"command not executable: {spec['argv'][0]}") from None
+        except OSError as error:
+            raise ValueError(f"{spec['argv'][0]}: {error.strerror}") from None
 
     def watch(self) -> None:
         """Until no process of the run is left."""
