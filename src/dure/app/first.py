@@ -86,9 +86,10 @@ def _wait_answering(client: Client, workload: str, stop: threading.Event) -> Run
 def _give_up_if_failed(view: WorkloadView, first: int, deadline: float) -> None:
     """A run that could not start (no model file, say) will not do better; another end gets two more tries."""
     run = view.runs[0] if view.runs else None
-    if view.reason is not None and view.reason.code == "backoff" and run is not None and run.exit is not None:
-        if run.exit.reason == "failed" or run.attempt - first >= 2:
-            raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
+    waits = view.reason is not None and view.reason.code == "backoff"
+    hopeless = run is not None and run.exit is not None and (run.exit.reason == "failed" or run.attempt - first >= 2)
+    if waits and hopeless and view.reason is not None:
+        raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
     if time.monotonic() > deadline:
         raise DureError(f"{MODEL} did not start in {DEPLOY_S:.0f} s", do=f"See: dure why {view.id}")
 
