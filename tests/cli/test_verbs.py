@@ -97,7 +97,7 @@ def test_chips_say_what_is_simulated_and_leave_out_nodes_that_are_away(
     assert head.split()[:3] == ["ID", "NODE", "KIND"]
     assert all(part in real for part in ("n1:cpu0", "real", "12,034 MiB", "90 %", "10 W configured", "metal"))
     assert all(part in simulated for part in ("n2:npu0", "KR", "simulated", "unknown", "100 %", "none"))
-    assert "1 chips of nodes that are away" in ran.err
+    assert "1 more on nodes that are away" in ran.err
     assert "away" in dure("chips", "--all").out.splitlines()[3]
 
 
@@ -205,6 +205,7 @@ def test_submit_refused_says_why_with_counts(control: FakeControl, dure: Dure) -
         f"dure: refused by place (busy): {samples.BUSY.why}",
         "  1 no free npu-a",
         "  1 over power",
+        "See: dure why w9",
     ]
 
 

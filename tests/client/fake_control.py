@@ -80,8 +80,13 @@ def serve_fake() -> Iterator[FakeControl]:
         def log_message(self, *args: object) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Callers who leave are part of the tests."""
+
+    server = Server(("127.0.0.1", 0), Door)
     control = FakeControl(server.server_port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -65,7 +65,7 @@ def chips(
     rows = [_chip(view) for view in shown]
     emit(table(CHIP_COLUMNS, rows, right=("MEMORY", "FREE"), spare=CHIP_SPARE))
     if len(shown) < len(found):
-        note(f"{len(found) - len(shown):,} chips of nodes that are away are not shown: dure chips --all")
+        note(f"{len(found) - len(shown):,} more on nodes that are away: dure chips --all")
 
 
 def _chip(view: ChipView) -> list[str]:

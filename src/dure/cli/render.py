@@ -20,7 +20,6 @@ from dure.model.units import NS_PER_S
 from dure.model.workload import Refusal
 
 _GAP = "  "
-_NARROWEST = 8
 _UNLIMITED = 1_000_000
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -54,11 +53,12 @@ def complain(error: DureError) -> None:
             note(line)
 
 
-def tell_refusal(refusal: Refusal) -> None:
-    """Why not, then the candidates a cause, a line each."""
+def tell_refusal(refusal: Refusal, id: str) -> None:
+    """Why not, then the candidates a cause, a line each, then where to read on."""
     note(f"dure: refused by {refusal.who} ({refusal.code}): {refusal.why}")
     for cause, count in sorted(refusal.counts.items(), key=lambda item: -item[1]):
         note(f"  {count:,} {cause}")
+    note(f"See: dure why {id}")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -109,8 +109,8 @@ def table(
 ) -> str:
     """Columns under their names, no wider than the terminal (a pipe has no width).
 
-    Where it is too narrow, the `spare` columns are left out in that order, then the last is shortened,
-    then the widest. Columns in `right` are aligned to the right.
+    Where it is too narrow, the `spare` columns are left out in that order, then the widest are shortened.
+    Columns in `right` are aligned to the right.
     """
     width = width or shutil.get_terminal_size((_UNLIMITED, 24)).columns
     grid = [list(columns), *([printable(cell) for cell in row] for row in rows)]
@@ -129,9 +129,8 @@ def table(
 
 
 def squeeze(widths: list[int], room: int) -> list[int]:
-    """Widths that fit in `room`: less of the last column first, then of the widest."""
+    """Widths that fit in `room`, taken from the widest columns."""
     widths = list(widths)
-    widths[-1] = max(min(_NARROWEST, widths[-1]), widths[-1] - max(0, sum(widths) - room))
     while sum(widths) > room and max(widths) > 1:
         widest = widths.index(max(widths))
         second = max([w for i, w in enumerate(widths) if i != widest], default=1)

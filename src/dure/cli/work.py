@@ -49,7 +49,7 @@ def _submit(client: Client, ask: Ask) -> str:
     """The id of the admitted workload; a refusal is told and ends the command with 1."""
     [answer] = client.submit([ask])
     if answer.refusal:
-        tell_refusal(answer.refusal)
+        tell_refusal(answer.refusal, answer.id)
         raise typer.Exit(1)
     return answer.id
 
