@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from harness import DURE, TEMPORARY, Check, Cloud, check, free_port, run, said_clearly, until
+from harness import DURE, FIRST_HOME, TEMPORARY, Check, Cloud, check, free_port, run, said_clearly, until
 
 FLEET = '[[chips]]\nkind = "sim-npu"\ncount = {count}\nidle_w = 40\nfull_w = 180\n'
 
@@ -183,6 +183,27 @@ def truncated_model() -> str:
         cloud.close()
 
 
+@check("7n truncated file in the model store: fetched anew or refused, never served", limit_s=120)
+def truncated_store() -> str:
+    cloud = Cloud("store", "--once", models=FIRST_HOME / "models")
+    stored = next((p for p in cloud.home.glob("models/**/*") if p.is_file() and p.stat().st_size > 2**20), None)
+    assert stored, "no model was fetched by 1a"
+    size = stored.stat().st_size
+    stored.chmod(0o644)
+    os.truncate(stored, size // 2)
+    argv = [DURE, "up", "--once", "--home", str(cloud.home), "--port", str(cloud.port)]
+    try:
+        done = run(argv, 110)
+    finally:
+        cloud.close()
+    if done.returncode:
+        return said_clearly(done, code=1)
+    assert "tok/s" in done.stdout and stored.stat().st_size == size, (
+        f"served from a file of {stored.stat().st_size} bytes"
+    )
+    return f"fetched anew, {size} bytes; {done.stdout.strip().splitlines()[-1]}"
+
+
 @check("7k read-only home")
 def read_only_home() -> str:
     with small_disk("readonly", "8m") as place:
@@ -239,4 +260,11 @@ def corrupted_page() -> str:
 BAD_INPUT: list[Check] = [
     unplaceable, broken_toml, unknown_kind, counts, long_prompt, invalid_json, missing_command, port_in_use, second_up
 ]  # fmt: skip
-ON_ITS_OWN_HOME: list[Check] = [full_disk, truncated_model, read_only_home, tampered_row, corrupted_page]
+ON_ITS_OWN_HOME: list[Check] = [
+    full_disk,
+    truncated_model,
+    truncated_store,
+    read_only_home,
+    tampered_row,
+    corrupted_page,
+]

@@ -27,6 +27,8 @@ PYTHON = str(ROOT / ".venv/bin/python")
 T = TypeVar("T")
 MODEL = "smollm2-135m"
 TEMPORARY = Path(tempfile.mkdtemp(prefix="dure-acceptance-"))
+FIRST_HOME = TEMPORARY / "first" / "home"
+"""Home of the first `make up`; the others take the model from it."""
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("DURE_", "PYTHON", "MAKE", "MFLAGS", "VIRTUAL_ENV"))}
 
 

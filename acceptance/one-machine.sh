@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One machine is a cloud. Run from the root of a fresh clone after `make setup`: one line a check, exit 1 on any failure.
-#   acceptance/one-machine.sh [DATA TOOLS]      (neither is needed here; -k WORD as the only arguments runs some checks)
+#   acceptance/one-machine.sh [DATA TOOLS]      (neither is needed here; -k 1a 4 runs only the checks that begin so)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -x .venv/bin/python ] || { echo "not ok 0 set-up: no .venv here, run 'make setup' first"; exit 1; }

@@ -15,12 +15,26 @@ from typing import Any
 
 from bad_input import BAD_INPUT, ON_ITS_OWN_HOME
 from crashes import CRASHES
-from harness import DURE, MODEL, PYTHON, ROOT, TEMPORARY, Check, Cloud, Report, check, finish, run, run_group, until
+from harness import (
+    DURE,
+    FIRST_HOME,
+    MODEL,
+    PYTHON,
+    ROOT,
+    TEMPORARY,
+    Check,
+    Cloud,
+    Report,
+    check,
+    finish,
+    run,
+    run_group,
+    until,
+)
 from openai_calls import OPENAI_CALLS
 
 COMMON_TIME_S = 900
 CLONE = TEMPORARY / "fresh clone"
-FIRST_HOME = TEMPORARY / "first" / "home"
 BILL = re.compile(
     r"[\d.,]+ tok/s · [\d.,e-]+ m?Wh \((measured|modelled): .+?\) · ₩[\d.,]+.* · http://127\.0\.0\.1:\d+/?"
 )
@@ -199,7 +213,7 @@ def make_check() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    word = arguments[1] if arguments[:1] == ["-k"] and len(arguments) > 1 else ""
+    words = tuple(arguments[1:]) if arguments[:1] == ["-k"] else ("",)
     models = FIRST_HOME / "models"
     report = Report(time.monotonic() + COMMON_TIME_S)
     groups: list[tuple[str, list[Check]]] = [
@@ -210,11 +224,11 @@ def main(arguments: Sequence[str]) -> int:
         ("", [*ON_ITS_OWN_HOME, laws_hold, same_bytes, mutants_die, make_bench, bench_is_complete]),
     ]
     for name, checks in groups:
-        if chosen := [each for each in checks if word in each.name]:
+        if chosen := [each for each in checks if each.name.startswith(words)]:
             options = ["--no-model"] if name == "plain" else []
             run_group(report, Cloud(name, *options, models=models) if name else None, chosen)
     last = [*figure_checks(figures()), make_check, make_test]
-    run_group(report, None, [each for each in last if word in each.name])
+    run_group(report, None, [each for each in last if each.name.startswith(words)])
     shutil.rmtree(CLONE, ignore_errors=True)
     return finish(report)
 
