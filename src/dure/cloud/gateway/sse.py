@@ -19,7 +19,7 @@ class Tokens(Struct, frozen=True):
 class _Chunk(Struct, frozen=True):
     choices: list[msgspec.Raw] | None = None
     usage: Tokens | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Plain(Struct, frozen=True):
@@ -70,7 +70,7 @@ class Events:
         if not self._text and b"{" in block:
             # Engines write JSON with or without blanks, all of it alike; the first chunk often has an empty text.
             head = block[:1000]
-            self._text = (b'"text' if b'"text"' in head else b"content") + (b'": "' if b'": ' in head else b'":"')
+            self._text = (b'"text' if b'"text"' in head else b"content") + (b'": "' if b'"choices": ' in head else b'":"')
             self.content -= head.count(self._text + b'"')
         self.content += block.count(self._text) if self._text else 0
         # Searches over the bytes instead of JSON per chunk; inside a JSON string these cannot stand unescaped.
@@ -101,7 +101,7 @@ class Events:
             chunk = _chunk.decode(data)
         except (msgspec.DecodeError, RecursionError):
             return True
-        self.failed |= chunk.error is not None
+        self.failed |= bytes(chunk.error) != b"null"
         if chunk.usage is None:
             return True
         self.tokens = chunk.usage
