@@ -18,7 +18,7 @@ from yarl import URL
 
 
 class Load(Struct, frozen=True):
-    """Latencies are from the request's write to the answer's last byte. `errors`: answers that are not 200 or broke."""
+    """Latencies are from the request's write to the answer's last byte. `errors`: answers that are not 20x or broke."""
 
     answers: int
     errors: int
@@ -70,7 +70,7 @@ class _Caller(asyncio.Protocol):
         if len(buffer) >= self._need if self._need > 0 else buffer.endswith(b"0\r\n\r\n"):
             now = time.perf_counter()
             self._latencies.append(now - self._began)
-            if not buffer.startswith(b"HTTP/1.1 200") or (self._need < 0 and b"data: [DONE]" not in buffer):
+            if not buffer.startswith(b"HTTP/1.1 20") or (self._need < 0 and b"data: [DONE]" not in buffer):
                 self.errors += 1
             if now < self._until:
                 self._send()

@@ -32,6 +32,8 @@ class Result(Struct):
     """`broken` lists what each law found, empty when it held; `digest` is of the log's bytes."""
 
     seed: int
+    chips: int
+    kinds: int
     broken: dict[str, list[str]]
     digest: str
     rows: int
@@ -72,7 +74,7 @@ class Simulation:
     """Virtual time, one seed. Deliveries of one link direction keep their order; a cut link loses what is under way."""
 
     def __init__(self, seed: int, jobs: int) -> None:
-        self.random = Random(seed)
+        self.seed, self.random = seed, Random(seed)
         self.log = MemoryLog()
         self.core = Core(MODELS)
         self.nodes = {node.name: node for node in fleet()}
@@ -138,7 +140,18 @@ class Simulation:
         for held in self.core.state.workloads.values():
             phases[held.phase] = phases.get(held.phase, 0) + 1
         digest = hashlib.sha256(raw).hexdigest()
-        return Result(0, self.broken, digest, len(entries), len(self.core.state.workloads), phases, self.restarts)
+        chips = [chip for node in self.nodes.values() for chip in node.chips]
+        return Result(
+            seed=self.seed,
+            chips=len(chips),
+            kinds=len({chip.kind for chip in chips}),
+            broken=self.broken,
+            digest=digest,
+            rows=len(entries),
+            workloads=len(self.core.state.workloads),
+            ended_by=phases,
+            restarts=self.restarts,
+        )
 
     # The world
 
@@ -279,6 +292,4 @@ class Simulation:
 
 def simulate(seed: int, jobs: int = 500) -> Result:
     """One seed, from an empty log to rest."""
-    result = Simulation(seed, jobs).run()
-    result.seed = seed
-    return result
+    return Simulation(seed, jobs).run()
