@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -307,16 +308,18 @@ def test_a_model_that_cannot_be_had_says_why(lab: Lab, entry: str, said: str) ->
 
 
 def test_a_fetch_can_be_stopped(lab: Lab) -> None:
-    """The model's file is a pipe nobody writes to, so the fetch would last for ever."""
-    os.mkfifo(lab.home / "pipe")
-    entry = f'source = "file:{lab.home / "pipe"}"\nengine = "llama_cpp"'
-    rest = f'name = "mine"\nsha256 = "{"a" * 64}"\nsize_bytes = 3\nlicence = "MIT"\n'
-    (lab.home / "models.toml").write_text(f"[[model]]\n{rest}{entry}\n")
+    """The server of the model's file accepts and then says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        entry = f'source = "http://127.0.0.1:{silent.getsockname()[1]}/m"\nengine = "llama_cpp"'
+        rest = f'name = "mine"\nsha256 = "{"a" * 64}"\nsize_bytes = 3\nlicence = "MIT"\n'
+        (lab.home / "models.toml").write_text(f"[[model]]\n{rest}{entry}\n")
 
-    async def story(runs: NodeRuns) -> None:
-        await runs.obey(Start(spec("w1.0.1", Serve("mine"))))
-        await status_when(runs, "w1.0.1", lambda status: status.phase in ("fetching", "ended"))
-        await runs.obey(Stop("w1.0.1"))
-        assert (await ended(runs, "w1.0.1")).reason in ("stopped", "failed")
+        async def story(runs: NodeRuns) -> None:
+            await runs.obey(Start(spec("w1.0.1", Serve("mine"))))
+            caller, _ = await asyncio.to_thread(silent.accept)
+            with caller:
+                assert runs.statuses()[0].phase == "fetching"
+                await runs.obey(Stop("w1.0.1"))
+                assert await ended(runs, "w1.0.1") == Exit("stopped", detail="stopped before it began")
 
-    play(lab, story)
+        play(lab, story)
