@@ -45,7 +45,7 @@ def make_up_once() -> str:
     cloned = run(["git", "clone", "-q", str(ROOT), str(CLONE)], 60)
     assert cloned.returncode == 0, cloned.stderr
     began = time.monotonic()
-    done = run(["make", "-C", str(CLONE), "up", f"ARGS=--once --home {FIRST_HOME}"], 390)
+    done = run(["make", "-C", str(CLONE), "up", f"ARGS=--once --home {FIRST_HOME} --port 0"], 390)
     seconds = time.monotonic() - began
     assert done.returncode == 0, f"exit {done.returncode} after {seconds:.0f} s: {(done.stdout + done.stderr)[-300:]}"
     bill = BILL.search(done.stdout)
