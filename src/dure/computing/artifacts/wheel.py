@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+import os
 import shutil
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -67,13 +69,13 @@ def _download(requirement: str, scratch: Path, size: int, progress: Progress, pi
 
 
 def _largest(scratch: Path) -> int:
-    """Bytes of the largest wheel under `scratch`; pip moves its files while we look."""
+    """Bytes of the largest wheel under `scratch`. pip moves files and folders while we look: os.walk bears that."""
     sizes = [0]
-    for path in scratch.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(scratch):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    sizes.append(os.stat(os.path.join(folder, name)).st_size)
     return max(sizes)
 
 
