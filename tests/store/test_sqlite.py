@@ -232,6 +232,20 @@ def test_a_large_snapshot(path: Path) -> None:
         assert log.load_snapshot() == (40, state)
 
 
+def test_a_snapshot_is_found_while_newer_ones_push_it_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(SqliteLog(path)) as log:
+        log.save_snapshot(20, b"twenty")
+        take = log._snapshot
+
+        def pushed_out(offset: int) -> bytes | None:
+            log.save_snapshot(30, b"thirty")
+            log.save_snapshot(40, b"forty")
+            return take(offset)
+
+        monkeypatch.setattr(log, "_snapshot", pushed_out)
+        assert log.load_snapshot() == (20, b"twenty")
+
+
 # Files that are no whole log
 
 
@@ -345,6 +359,31 @@ def test_a_flipped_bit_never_changes_what_is_read(small: Path, where: float, hea
         path = Path(folder) / "log.sqlite"
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
         sound_or_told(path, ROWS)
+
+
+def test_a_schema_that_is_no_text_any_more_is_damage(path: Path) -> None:
+    content = path.read_bytes()
+    at = content.index(b"STRICT") + 2
+    path.write_bytes(content[:at] + bytes([content[at] | 0x80]) + content[at + 1 :])
+    with pytest.raises(LogDamaged, match="cannot be read"):
+        SqliteLog(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_IOERR_READ, LogDamaged),
+        (sqlite3.SQLITE_IOERR_CORRUPTFS, LogDamaged),
+        (sqlite3.SQLITE_CORRUPT_INDEX, LogDamaged),
+        (sqlite3.SQLITE_IOERR_FSYNC, LogUnwritable),
+        (sqlite3.SQLITE_BUSY_RECOVERY, LogUnwritable),
+    ],
+)
+def test_a_disk_that_cannot_be_read_is_damage_one_that_cannot_be_written_is_not(code: int, kind: type) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    told = sqlite._refused(error, Path("log.sqlite"), 7)
+    assert type(told) is kind and told.why and told.do
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -537,7 +576,9 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        if subprocess.run(["umount", folder], check=False).returncode:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+            pytest.fail("a file of the log was left open")
 
 
 def test_a_full_disk_takes_appends_again(tmp_path: Path) -> None:
