@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from dure.model.workload import ChipAsk, Refusal
@@ -16,9 +17,10 @@ class Queue:
     """
 
     def __init__(self) -> None:
-        self._ready: dict[ChipAsk, dict[str, int]] = {}
+        self._ready: dict[ChipAsk, OrderedDict[str, int]] = {}
+        """Shape -> need -> its turn. Taken from the front, where a plain dict would search past all it lost."""
         self._later: list[tuple[int, str, ChipAsk]] = []
-        self._untold: dict[ChipAsk, list[str]] = {}
+        self._untold: dict[ChipAsk, dict[str, None]] = {}
         self._blocked: dict[ChipAsk, Refusal] = {}
         self._next = 0
 
@@ -26,8 +28,8 @@ class Queue:
         if not_before_ns > 0:
             heapq.heappush(self._later, (not_before_ns, need, shape))
             return
-        self._ready.setdefault(shape, {})[need] = self._next
-        self._untold.setdefault(shape, []).append(need)
+        self._ready.setdefault(shape, OrderedDict())[need] = self._next
+        self._untold.setdefault(shape, {})[need] = None
         self._next += 1
 
     def capacity_came(self) -> None:
@@ -43,27 +45,32 @@ class Queue:
     def heads(self, still: Callable[[str], bool]) -> Iterator[tuple[str, ChipAsk]]:
         """The oldest need first, over all shapes not blocked. The caller calls `placed` or `block`
         for each before asking for the next; needs that are `still` no longer needs are dropped."""
-        heap: list[tuple[int, int, ChipAsk]] = []
-        for rank, (shape, needs) in enumerate(self._ready.items()):
-            if shape not in self._blocked and needs:
-                heap.append((next(iter(needs.values())), rank, shape))
+        heap = [head for shape in list(self._ready) if (head := self._head(shape, still)) is not None]
         heapq.heapify(heap)
         while heap:
-            _, rank, shape = heapq.heappop(heap)
-            needs = self._ready[shape]
-            while needs and not still(next(iter(needs))):
-                needs.pop(next(iter(needs)))
-            if not needs:
-                continue
-            yield next(iter(needs)), shape
-            if shape not in self._blocked and needs:
-                heapq.heappush(heap, (next(iter(needs.values())), rank, shape))
+            _, need, shape = heapq.heappop(heap)
+            yield need, shape
+            head = self._head(shape, still)
+            if head is not None:
+                heapq.heappush(heap, head)
+
+    def _head(self, shape: ChipAsk, still: Callable[[str], bool]) -> tuple[int, str, ChipAsk] | None:
+        needs = self._ready.get(shape)
+        while needs and shape not in self._blocked:
+            need, order = next(iter(needs.items()))
+            if still(need):
+                return order, need, shape
+            self.placed(need, shape)
+        return None
 
     def placed(self, need: str, shape: ChipAsk) -> None:
-        self._ready[shape].pop(need)
-        if not self._ready[shape]:
-            del self._ready[shape]
-            self._untold.pop(shape, None)
+        """Forget a need that `heads` gave."""
+        for group in (self._ready, self._untold):
+            needs = group.get(shape)
+            if needs is not None:
+                needs.pop(need, None)
+                if not needs:
+                    del group[shape]
 
     def block(self, shape: ChipAsk, refusal: Refusal) -> None:
         self._blocked[shape] = refusal

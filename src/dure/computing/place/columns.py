@@ -34,10 +34,13 @@ class Columns:
         self._row: dict[str, tuple[KindColumns, int]] = {}
 
     def put(self, chips: Iterable[tuple[Chip, int, bool]]) -> None:
-        """Add chips, or renew those known: (chip, milli held, node linked)."""
+        """Add chips, or renew those known: (chip, milli held, node linked). Of another kind, it joins anew."""
         new: dict[str, list[tuple[Chip, int, bool]]] = {}
         for chip, held, linked in chips:
             known = self._row.get(chip.id)
+            if known is not None and self.kinds.get(chip.kind) is not known[0]:
+                self.drop([chip.id])
+                known = None
             if known is None:
                 new.setdefault(chip.kind, []).append((chip, held, linked))
                 continue
@@ -84,9 +87,10 @@ class Columns:
         for chip in gone:
             del self._row[chip]
 
-    def snapshot(self) -> dict[str, tuple[str, int, bool]]:
-        """Chip -> (node, free milli, usable): what the arrays say, for comparing two indexes."""
+    def snapshot(self) -> dict[str, tuple[str, str, int, bool]]:
+        """Chip -> (kind, node, free milli, usable): what the arrays say, row by row, for comparing two indexes."""
         return {
-            chip: (self.nodes[columns.node[row]], int(columns.free[row]), bool(columns.usable[row]))
-            for chip, (columns, row) in self._row.items()
+            chip: (kind, self.nodes[columns.node[row]], int(columns.free[row]), bool(columns.usable[row]))
+            for kind, columns in self.kinds.items()
+            for row, chip in enumerate(columns.ids)
         }

@@ -43,11 +43,13 @@ def place(columns: Columns, ask: ChipAsk) -> Plan | Refusal:
         left = int(kind.free[row]) - ask.milli
         because = f"fullest of {int(fitting.sum())} chips that fit; {left} of 1000 milli left on it"
         return Plan(columns.nodes[kind.node[row]], (Slice(kind.ids[row], ask.milli),), because)
-    per_node = np.bincount(kind.node[fitting], minlength=len(columns.nodes))
+    nodes = kind.node[fitting]
+    per_node = np.bincount(nodes, minlength=len(columns.nodes))
     enough = per_node >= ask.count
     if not enough.any():
         return _busy(columns, kind, ask)
-    node = int(np.where(enough, per_node, np.iinfo(np.int64).max).argmin())
+    spare_of = np.where(enough, per_node, np.iinfo(np.int64).max)
+    node = int(nodes[spare_of[nodes].argmin()])  # over rows: the order of `nodes` is not the state's
     rows = np.flatnonzero(fitting & (kind.node == node))
     rows = rows[np.argsort(kind.free[rows], kind="stable")][: ask.count]
     slices = tuple(Slice(kind.ids[row], ask.milli) for row in sorted(rows.tolist()))
