@@ -28,7 +28,12 @@ def told(exit: Exit) -> str:
 
 
 def tell(event: ev.Event) -> str:
-    """One event as one sentence."""
+    """One event as one sentence on one line: what others wrote in it cannot break the line or steer a terminal."""
+    text = _of_a_workload(event)
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
+
+
+def _of_a_workload(event: ev.Event) -> str:
     match event:
         case ev.WorkloadSubmitted():
             return (
@@ -49,7 +54,8 @@ def tell(event: ev.Event) -> str:
             return _moved(event)
         case ev.RunAdopted():
             pid = f", pid {event.pid}" if event.pid else ""
-            return f"run {event.run} adopted after a restart of {event.who}: it went on meanwhile{pid}"
+            after = "its node's link was cut" if event.who == "link" else f"a restart of {event.who}"
+            return f"run {event.run} adopted after {after}: it went on meanwhile{pid}"
         case ev.RunEnded():
             return f"run {event.run} {told(event.exit)}"
         case _:
