@@ -126,7 +126,12 @@ def test_a_long_command_is_cut() -> None:
     assert len(text) < 200
 
 
-@given(st.from_type(ev.Event))  # type: ignore[arg-type]
-def test_any_event_at_all_is_told(event: ev.Event) -> None:
-    text = tell(event)
-    assert text and text.isprintable()
+@given(st.text(), st.text())
+def test_whatever_a_node_says_is_one_line(detail: str, url: str) -> None:
+    for event in (ev.RunMoved("w1.0.1", "w1", "running", 1, url, detail), ev.RunEnded("w1.0.1", "w1", _lost(detail))):
+        text = tell(event)
+        assert text.startswith("run w1.0.1 ") and text.isprintable()
+
+
+def _lost(detail: str) -> Exit:
+    return Exit("lost", detail=detail)
