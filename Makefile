@@ -23,7 +23,9 @@ test: setup ## every test
 	@exec $(PY) -m pytest $(ARGS)
 
 check: setup ## format, lint, types and the fast tests
-	@$(PY) -m ruff format --check -q . && $(PY) -m ruff check -q . && $(PY) -m mypy && $(PY) -m pytest -q -m "not slow" $(ARGS)
+	@$(PY) -m ruff format --check -q . && $(PY) -m ruff check -q .
+	@told=$$(mktemp); failed=0; $(PY) -m mypy >"$$told" 2>&1 & \
+	$(PY) -m pytest -q -m "not slow" $(ARGS) || failed=1; wait $$! || failed=1; cat "$$told"; rm -f "$$told"; exit $$failed
 
 bench: setup ## one run of all benchmarks, beside their targets
 	@exec $(PY) -m bench $(ARGS)

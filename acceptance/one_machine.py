@@ -121,7 +121,7 @@ def figure_checks(rows: Sequence[dict[str, Any]]) -> list[Check]:
             target = (
                 f"at most {most}" if most is not None else f"at least {least}" if least is not None else "no target"
             )
-            text = f"{value} {row.get('unit', '')} ({target})"
+            text = f"{value} {row.get('unit', '')} ({target}) {row.get('beside', '')}"
             assert value is not None and (most is None or value <= most) and (least is None or value >= least), text
             return text
 
