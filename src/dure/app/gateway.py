@@ -74,6 +74,8 @@ async def _serve(
         server = uvicorn.Server(_config(app))
         gc.freeze()
         await server.serve(sockets=[listener])
+        if cut := server.server_state.tasks:  # answers that did not end in time: each still writes its line
+            await asyncio.wait(cut, timeout=1)
         await link.settle(within_s=3)
         linking.cancel()
         await asyncio.gather(linking, return_exceptions=True)

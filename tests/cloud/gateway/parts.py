@@ -41,14 +41,14 @@ def until(condition: Callable[[], T], within_s: float = 15.0) -> T:
 class Served:
     """An aiohttp application on a free loopback port, in a loop and thread of its own."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, port: int = 0) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        # Threads of their own cancel what waits at shutdown: a client that leaves cancels the handler.
+        # A client that leaves cancels the handler: so the fakes notice.
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         self.call(self._runner.setup())
-        self._sock = socket.create_server(("127.0.0.1", 0))
+        self._sock = socket.create_server(("127.0.0.1", port))
         self.port: int = self._sock.getsockname()[1]
         self.call(web.SockSite(self._runner, self._sock).start())
 
@@ -98,7 +98,7 @@ class FakeEngine:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         self.bodies.append(raw)
-        self.headers.append(dict(request.headers))
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         body = json.loads(raw)
         self.open += 1
         try:
@@ -151,7 +151,7 @@ class FakeEngine:
 class FakeControl:
     """Control's side of the link, and a few paths to forward to. Keeps every Usage it recorded."""
 
-    def __init__(self, routes: Routes) -> None:
+    def __init__(self, routes: Routes, port: int = 0) -> None:
         self.routes = routes
         self.upto: dict[str, int] = {}
         self.usages: list[Usage] = []
@@ -162,7 +162,7 @@ class FakeControl:
         app = web.Application(client_max_size=256 << 20)
         app.router.add_get("/link/gateway", self._link)
         app.router.add_route("*", "/{tail:.*}", self._page)
-        self._served = Served(app)
+        self._served = Served(app, port)
         self.port = self._served.port
         self.close = self._served.close
 
@@ -212,7 +212,7 @@ class FakeControl:
             response = web.StreamResponse()
             await response.prepare(request)
             await response.write(b"first")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()  # until the client leaves
         size = 0
         try:
             async for block in request.content.iter_any():
@@ -220,7 +220,8 @@ class FakeControl:
         except (ConnectionError, asyncio.CancelledError):
             self.uploads_cut += 1
             raise
-        self.requests.append((request.method, request.path_qs, dict(request.headers), size))
+        seen = {name.lower(): value for name, value in request.headers.items()}
+        self.requests.append((request.method, request.path_qs, seen, size))
         headers = {"X-From": "control", "Connection": "X-Secret", "X-Secret": "hop"}
         return web.Response(status=201 if request.method == "POST" else 200, text=f"got {size}", headers=headers)
 

@@ -39,8 +39,14 @@ class ApiError(DureError):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        retry = [] if self.retry_s is None else [(b"retry-after", b"%d" % self.retry_s)]
-        return [JSON, *retry, *([(b"www-authenticate", b"Bearer")] if self.status == 401 else [])]
+        headers = [JSON]
+        if self.retry_s is not None:
+            headers.append((b"retry-after", b"%d" % self.retry_s))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if self.status in (408, 413):  # the rest of the body is not wanted, however long
+            headers.append((b"connection", b"close"))
+        return headers
 
 
 def reshape(status: int, body: bytes) -> bytes:

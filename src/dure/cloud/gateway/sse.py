@@ -70,7 +70,8 @@ class Events:
         if not self._text and b"{" in block:
             # Engines write JSON with or without blanks, all of it alike; the first chunk often has an empty text.
             head = block[:1000]
-            self._text = (b'"text' if b'"text"' in head else b"content") + (b'": "' if b'"choices": ' in head else b'":"')
+            field = b'"text' if b'"text"' in head else b"content"
+            self._text = field + (b'": "' if b'"choices": ' in head else b'":"')
             self.content -= head.count(self._text + b'"')
         self.content += block.count(self._text) if self._text else 0
         # Searches over the bytes instead of JSON per chunk; inside a JSON string these cannot stand unescaped.
