@@ -159,6 +159,7 @@ class FakeControl:
         self.sockets: set[web.WebSocketResponse] = set()
         self.requests: list[tuple[str, str, dict[str, str], int]] = []
         self.uploads_cut = 0
+        self.pages_left = 0
         app = web.Application(client_max_size=256 << 20)
         app.router.add_get("/link/gateway", self._link)
         app.router.add_route("*", "/{tail:.*}", self._page)
@@ -212,7 +213,10 @@ class FakeControl:
             response = web.StreamResponse()
             await response.prepare(request)
             await response.write(b"first")
-            await asyncio.Event().wait()  # until the client leaves
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.pages_left += 1
         size = 0
         try:
             async for block in request.content.iter_any():

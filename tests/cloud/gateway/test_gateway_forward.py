@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 from tests.cloud.gateway.parts import KEY, LINK_KEY, Cloud, FakeControl, until
 
 
@@ -45,6 +46,7 @@ def test_metrics_need_a_key_and_go_with_the_link_key(cloud: Cloud) -> None:
 def test_an_answer_streams_and_a_client_that_leaves_is_noticed(cloud: Cloud) -> None:
     with httpx.stream("GET", f"{cloud.url}/api/slow", timeout=20) as answer:
         assert next(answer.iter_raw()) == b"first"
+    until(lambda: cloud.control.pages_left == 1)
 
 
 def test_uploads_past_64_mib_are_refused(cloud: Cloud) -> None:
@@ -61,6 +63,7 @@ def test_uploads_past_64_mib_are_refused(cloud: Cloud) -> None:
     until(lambda: cloud.control.uploads_cut == 1)
 
 
+@pytest.mark.slow
 def test_requests_wait_for_control_to_come_back(cloud: Cloud) -> None:
     """Control's socket is not its own: while it restarts, it is only silent. Here even its port is gone."""
     until(lambda: cloud.control.linked == 1)

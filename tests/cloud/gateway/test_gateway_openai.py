@@ -239,6 +239,7 @@ def test_junk_harms_nobody_else(door: Cloud, junk: bytes) -> None:
     assert post(door).status_code == 200
 
 
+@pytest.mark.slow
 def test_many_at_once(cloud: Cloud) -> None:
     with ThreadPoolExecutor(16) as pool:
         statuses = list(pool.map(lambda n: post(cloud, stream=bool(n % 2)).status_code, range(60)))
@@ -316,6 +317,7 @@ def test_a_stream_that_breaks_says_so(cloud: Cloud) -> None:
     assert (row.failed, row.tokens_out, row.unknown_in) == (1, 3, 1)
 
 
+@pytest.mark.slow
 def test_before_routes_it_waits_then_says_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

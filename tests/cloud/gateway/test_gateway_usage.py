@@ -29,6 +29,7 @@ def ask_all(cloud: Cloud, count: int) -> None:
             assert http.post(f"{cloud.url}/v1/chat/completions", json=body).status_code == 200
 
 
+@pytest.mark.slow
 def test_kill_9_right_after_the_answers_loses_nothing(cloud: Cloud) -> None:
     for count in (7, 12, 19):
         ask_all(cloud, count - cloud.control.answers)
@@ -90,6 +91,7 @@ def test_sigterm_lets_answers_end_and_reports_them(cloud: Cloud) -> None:
     assert cloud.control.answers == 1 and cloud.control.rows[0].tokens_in == 7
 
 
+@pytest.mark.slow
 def test_sigterm_cuts_off_what_does_not_end_and_counts_it(cloud: Cloud) -> None:
     with httpx.stream(
         "POST",
