@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -40,9 +41,12 @@ def kill_hold(folder: RunFolder) -> None:
 
 
 def test_a_job_gets_little_and_its_end_is_recorded(lab: Lab) -> None:
+    agents_own = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(agents_own, True)
     folder, status = lab.start(
         "w1.0.1", ["sh", "-c", "pwd; env; cat; ls /proc/self/fd | tr '\\n' ' '; echo no >&2; exit 3"]
     )
+    os.close(agents_own)
     assert exit_of(folder) == Exit("exited", code=3)
     text = output(folder)
     names = set(re.findall(r"^([A-Z_]+)=", text, re.M)) - {"PWD", "SHLVL", "OLDPWD"}
@@ -161,6 +165,7 @@ def test_killing_the_hold_kills_the_child_and_frees_the_share(lab: Lab) -> None:
     until(lambda: status.pid and not lives(status.pid))
     _, next_status = lab.start("w2.0.1", SLEEPS, milli=1000)
     assert next_status.phase == "running"
+    assert sorted(path.name for path in (lab.home / "locks" / "n:cpu0").iterdir()) == [".lock", "w2.0.1"]
 
 
 def test_a_share_is_only_free_when_the_last_process_is_gone(lab: Lab) -> None:
@@ -177,15 +182,24 @@ def test_a_share_is_only_free_when_the_last_process_is_gone(lab: Lab) -> None:
 
 
 def test_a_run_never_starts_twice(lab: Lab) -> None:
-    folder, status = lab.start("w1.0.1", ["sh", "-c", "echo once; sleep 1000"])
-    second = lab.spawn(folder)
-    assert os.waitpid(second, 0)[1] == 0
+    folder, status = lab.start("w1.0.1", ["sh", "-c", "echo once; while ! [ -e go ]; do sleep 0.02; done"])
+    until(lambda: output(folder))
+    assert os.waitpid(lab.spawn(folder), 0)[1] == 0
     assert folder.status() == status and output(folder) == "once\n"
-    stop(folder)
+    (folder.path / "work" / "go").touch()
     exit_of(folder)
-    third = lab.spawn(folder)
-    os.waitpid(third, 0)
+    os.waitpid(lab.spawn(folder), 0)
     assert output(folder) == "once\n"
+
+
+def test_two_holds_at_once_are_one(lab: Lab) -> None:
+    """The other one has its lock but has not written its status yet."""
+    folder = lab.write("w1.0.1", ["echo", "hello"])
+    with open(folder.path / "hold.lock", "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert folder.is_held()
+        assert os.waitpid(lab.spawn(folder), 0)[1] == 0
+    assert folder.status() is None and not folder.is_held()
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"argv": 1}'])

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.computing.agent.lab import (
     IGNORES_TERM,
@@ -29,7 +30,8 @@ from tests.computing.agent.lab import (
 )
 
 from dure.computing.agent.node import NodeRuns
-from dure.computing.agent.runs import RunFolder
+from dure.computing.agent.run import HeldRun
+from dure.computing.agent.runs import HoldStatus, RunFolder
 from dure.model.errors import DureError
 from dure.model.wire import Forget, Lease, LogChunk, ReadLog, RunStatus, Start, Stop, engine_key
 from dure.model.workload import Command, Exit, Serve
@@ -177,6 +179,19 @@ def test_a_new_agent_adopts_what_the_last_one_left(lab: Lab) -> None:
 
     play(lab, first)
     play(lab, second)
+
+
+def test_a_replica_that_was_not_ready_is_not_taken_for_ready(lab: Lab) -> None:
+    folder = lab.write("w1.0.1", SLEEPS)
+    written = folder.written()
+    assert written is not None
+    status = HoldStatus(1, 1, 2, "running", None, 0)
+    for url, ready, phase in ((None, False, "running"), ("http://x", False, "starting"), ("http://x", True, "running")):
+        run = HeldRun(folder, None, asyncio.Event())
+        if ready:
+            folder.mark("ready")
+        run.found(msgspec.structs.replace(written, url=url), status)
+        assert (run.status.phase, run.status.url) == (phase, url if ready else None)
 
 
 def test_adoption_of_every_kind_of_wreck(lab: Lab) -> None:
