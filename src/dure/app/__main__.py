@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from dure.model.errors import DureError
+from dure.model.errors import DureError, LogUnwritable
 
 UNUSABLE = 78
-"""Exit code of a process that must not be restarted: starting again would fail the same way."""
+"""Exit code of a process that would fail the same way again until somebody acts."""
+LAST_WORDS = "It cannot go on:"
+"""The line before its reasons."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,11 +36,14 @@ def _serve(argv: Sequence[str], verb: str) -> int:
     parser.add_argument("--agent", type=int, required=True, help="the agent's metrics port")
     parser.add_argument("--node", required=True)
     parser.add_argument("--fleet", type=Path)
+    parser.add_argument("--lock", type=int, required=True, help="locked while a process of the home lives, inherited")
+    parser.add_argument("--again", action="store_true", help="it was there a moment ago, and died")
     told = parser.parse_args(argv)
+    os.set_inheritable(told.lock, False)  # runs outlive us, and must not hold it
     _die_with_parent(told.parent)
     run = import_module(f"dure.app.{verb}").run
     if verb == "control":
-        run(told.home, told.fd)
+        run(told.home, told.fd, told.again)
     elif verb == "gateway":
         run(told.home, told.fd, told.control, told.agent)
     else:
@@ -58,9 +63,12 @@ def main(argv: Sequence[str]) -> int:
         result: int = import_module(f"dure.app.{verb}").main(rest)
         return result
     except DureError as error:
+        child = verb in ("control", "gateway", "agent")
+        if child:
+            print(LAST_WORDS, file=sys.stderr)
         for line in filter(None, (error.what, error.why, error.do)):
             print(line, file=sys.stderr)
-        return UNUSABLE if verb in ("control", "gateway", "agent") else 1
+        return UNUSABLE if child and not isinstance(error, LogUnwritable) else 1
 
 
 if __name__ == "__main__":

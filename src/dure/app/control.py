@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -23,13 +25,20 @@ from dure.model.errors import DureError
 from dure.store.sqlite import SqliteLog
 
 DEFAULT_PROJECT = "default"
+STOP_S = 2
+_MAX_FRAME = 256 << 20
 
 
-def run(home: Path, fd: int) -> None:
-    """Serve on the inherited listening socket until SIGTERM. Raises DureError when the home is unusable."""
+def run(home: Path, fd: int, again: bool) -> None:
+    """Serve on the inherited listening socket until SIGTERM. Raises DureError when the home is unusable.
+
+    The whole log is checked unless this is control `again`, which runs wait for: that takes 5 s for each 40 MB.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     log = SqliteLog(home / "log.sqlite")
     try:
-        log.verify()
+        if not again:
+            log.verify()
         catalogue = load(home / "models.toml")
         link_key = (home / "link.key").read_text().strip()
         loop = Loop(log, tuple(catalogue), time.time_ns, link_key)
@@ -45,9 +54,17 @@ async def _serve(control: Control, fd: int) -> None:
     await _first_start(control)
     listening = socket.socket(fileno=fd)
     config = uvicorn.Config(
-        make_app(control), log_level="warning", access_log=False, lifespan="off", ws="websockets-sansio", backlog=2048
+        make_app(control),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="websockets-sansio",
+        ws_max_size=_MAX_FRAME,
+        timeout_graceful_shutdown=STOP_S,
     )
     server = uvicorn.Server(config)
+    # uvicorn raises the signal once more when it has stopped: the log is then to be closed, not left open.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     serving = asyncio.create_task(server.serve([listening]))
     done, _ = await asyncio.wait({turning, serving}, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
@@ -62,11 +79,11 @@ async def _first_start(control: Control) -> None:
     if DEFAULT_PROJECT not in loop.core.state.projects:
         await loop.ask(lambda token: MakeProject(DEFAULT_PROJECT, "up", token), str)
     path = control.home / "admin.key"
-    secret = path.read_text().strip() if path.exists() else ""
-    if digest(secret) in loop.core.state.keys:
-        return
-    secret = new_secret()
     try:
+        secret = path.read_text(errors="replace").strip() if path.exists() else ""
+        if digest(secret) in loop.core.state.keys:
+            return
+        secret = new_secret()
         path.unlink(missing_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secret + "\n")

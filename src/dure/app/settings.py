@@ -10,7 +10,16 @@ from dure.metering.cost import Prices, load_prices
 
 _CHILD = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TERM")
 _FETCH_PREFIXES = ("PIP_", "SSL_CERT_", "XDG_", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-_FETCH = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC", "NO_PROXY", "ALL_PROXY", "all_proxy")
+_FETCH = (
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NETRC",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "all_proxy",
+)
 
 
 def child_environment(fetches: bool) -> Mapping[str, str]:

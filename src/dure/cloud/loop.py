@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,13 +16,15 @@ from dure.computing.turn import Core
 from dure.metering.ledger import Ledger
 from dure.model.errors import DureError, LogUnwritable
 from dure.model.event import Entry
-from dure.model.wire import LogChunk, Order, ReadLog, Recorded, ToGateway
+from dure.model.wire import Lease, LogChunk, Order, ReadLog, Recorded, ToGateway
 from dure.model.workload import Refusal
 from dure.store.log import Log
 
 TURN_ITEMS = 500
-"""Items a turn takes at most: bounds how long the event loop is held."""
+TURN_ASKS = 2000
+"""Items, and asks in them, that a turn takes: bounds how long the event loop is held."""
 SNAPSHOT_ROWS = 50_000
+LOG_ANSWER_S = 5.0
 REPLAY_ROWS = 10_000
 V = TypeVar("V")
 
@@ -90,8 +93,18 @@ class Loop:
                 except TimeoutError:
                     self._inbox.append(ib.Tick())
             self._wake.clear()
-            items, self._inbox = self._inbox[:TURN_ITEMS], self._inbox[TURN_ITEMS:]
-            await self._turn(items)
+            await self._turn(self._taken())
+
+    def _taken(self) -> list[ib.Item]:
+        """The next turn's items, out of the inbox."""
+        count = asks = 0
+        for item in self._inbox[:TURN_ITEMS]:
+            asks += len(item.asks) if isinstance(item, ib.Submit) else 0
+            if count and asks > TURN_ASKS:
+                break
+            count += 1
+        items, self._inbox = self._inbox[:count], self._inbox[count:]
+        return items
 
     async def _turn(self, items: list[ib.Item]) -> None:
         now_ns = self._now_ns = max(self._clock_ns(), self._now_ns)
@@ -104,6 +117,9 @@ class Loop:
                 # The fold is ahead of the disk: forget it, and tell whoever waits that nothing happened.
                 self.core = await asyncio.to_thread(restore, self.log, self._models)
                 self._undo(items, error)
+                for effect in effects:
+                    if isinstance(effect, ib.Tell) and isinstance(effect.order, Lease):
+                        self._act(effect)  # owes nothing to the events: a full disk must not end what runs
                 self._push()
                 await asyncio.sleep(0.2)
                 return
@@ -114,9 +130,12 @@ class Loop:
         if self.log.head - self._snapshot_at >= SNAPSHOT_ROWS:
             self._snapshot_at = self.log.head
             raw = json.encode(Snapshot(self.core.state, self.core.ledger))
-            await asyncio.to_thread(self.log.save_snapshot, self._snapshot_at, raw)
+            with contextlib.suppress(LogUnwritable):  # only the next start is slower
+                await asyncio.to_thread(self.log.save_snapshot, self._snapshot_at, raw)
 
     def _undo(self, items: Sequence[ib.Item], error: LogUnwritable) -> None:
+        # Said once only, so they come again; a beat comes again by itself, an ask is its caller's to repeat.
+        self._inbox[:0] = [item for item in items if isinstance(item, ib.Started | ib.AgentHello | ib.AgentGone)]
         for item in items:
             if isinstance(item, ib.UsageIn):
                 known = self.core.state.journals.get(item.usage.journal, 0)
@@ -158,7 +177,7 @@ class Loop:
         self._chunks[token] = future
         outbox.put_nowait(ReadLog(token, run, offset))
         try:
-            return await asyncio.wait_for(future, 5.0)
+            return await asyncio.wait_for(future, LOG_ANSWER_S)
         except TimeoutError:
             raise DureError(f"no output of run {run}", f"its node {node} does not answer", "Try again") from None
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
-from msgspec import ValidationError, json
+from msgspec import DecodeError, json
 
 from dure.cloud.api.resources import Control
 from dure.cloud.routes import routes
@@ -16,6 +16,8 @@ from dure.computing import inbox as ib
 from dure.model.wire import AgentSays, Beat, GatewaySays, Hello, LogChunk, Order, Recorded, Resume, ToGateway
 
 AnySocket = WebSocket[Any, Any, Any]
+UNREADABLE, NOT_ALLOWED, NOT_THE_NODES = 4400, 4401, 4409
+"""Close codes."""
 _encode = json.Encoder().encode
 _agent_says = json.Decoder(AgentSays)
 _gateway_says = json.Decoder(GatewaySays)
@@ -33,43 +35,49 @@ async def _send_all(socket: AnySocket, outbox: asyncio.Queue[Any]) -> None:
 
 @websocket("/link/agent")
 async def agent_link(socket: AnySocket) -> None:
-    """One node's agent. A second link of the same node takes the place of the first."""
+    """One node's agent. A second link of the same node takes the place of the first, which is closed."""
     control: Control = socket.app.state.control
     if not _allowed(socket, control):
-        await socket.close(4401, "link key wrong")
+        await socket.close(NOT_ALLOWED, "link key wrong")
         return
     await socket.accept()
     outbox: asyncio.Queue[Order] = asyncio.Queue()
     sender = asyncio.create_task(_send_all(socket, outbox))
     node, why = "", "its link closed"
+    agents = control.loop.agents
     try:
         while True:
             said = _agent_says.decode(await socket.receive_text())
-            if isinstance(said, Hello):
+            if isinstance(said, Hello) and said.node.id and node in ("", said.node.id):
                 node = said.node.id
-                control.loop.agents[node] = outbox
+                agents[node] = outbox
                 control.loop.put(ib.AgentHello(said))
+            elif agents.get(node) is not outbox or isinstance(said, Hello):
+                await socket.close(NOT_THE_NODES, "no hello, one of another node, or a newer link has its place")
+                break
             elif isinstance(said, Beat):
                 control.loop.put(ib.AgentBeat(node, said))
             elif isinstance(said, LogChunk):
                 control.loop.log_chunk(said)
     except WebSocketDisconnect:
         pass
-    except ValidationError as error:
+    except DecodeError as error:
         why = f"its link said something unreadable: {error}"
-        await socket.close(4400, "unreadable frame")
+        await socket.close(UNREADABLE, "unreadable frame")
     finally:
         sender.cancel()
-        if node and control.loop.agents.get(node) is outbox:
-            del control.loop.agents[node]
+        await asyncio.gather(sender, return_exceptions=True)
+        if node and agents.get(node) is outbox:
+            del agents[node]
             control.loop.put(ib.AgentGone(node, why))
 
 
 @websocket("/link/gateway")
 async def gateway_link(socket: AnySocket) -> None:
+    """One gateway: routes to it, usage from it."""
     control: Control = socket.app.state.control
     if not _allowed(socket, control):
-        await socket.close(4401, "link key wrong")
+        await socket.close(NOT_ALLOWED, "link key wrong")
         return
     await socket.accept()
     outbox: asyncio.Queue[ToGateway] = asyncio.Queue()
@@ -87,8 +95,9 @@ async def gateway_link(socket: AnySocket) -> None:
                 control.loop.put(ib.UsageIn(number, said))
     except WebSocketDisconnect:
         pass
-    except ValidationError:
-        await socket.close(4400, "unreadable frame")
+    except DecodeError:
+        await socket.close(UNREADABLE, "unreadable frame")
     finally:
         sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
         del control.loop.gateways[number]

@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated
 
 from litestar import MediaType, Response, get, post
@@ -21,6 +22,7 @@ from dure.cloud.api.problems import AnyRequest
 from dure.cloud.api.resources import Control, control_of
 from dure.cloud.keys import digest
 from dure.computing.state import KeyState
+from dure.model.units import WHOLE_CHIP_MILLI
 from dure.model.workload import Command
 
 SESSION = "dure_session"
@@ -33,6 +35,16 @@ th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #8884;
 th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.dim{opacity:.65}
 input,button{font:inherit;padding:.4rem .6rem}
 """
+
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    # Not `no-referrer`: with it a browser says `Origin: null` when the form is sent, which the gateway refuses.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 
 class Login(Struct):
@@ -64,20 +76,21 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]], empty: str) ->
 def _chips(control: Control) -> str:
     groups: dict[tuple[str, ...], list[int]] = {}
     health: Counter[tuple[str, ...]] = Counter()
-    for view in views.chips(control.loop.core.state):
-        chip = view.chip
+    state = control.loop.core.state
+    for held in state.chips.values():
+        chip = held.chip
         group = (chip.kind, chip.vendor, chip.model, chip.source, chip.node)
-        groups.setdefault(group, []).append(view.free_milli)
-        health[group] += view.linked and chip.health == "healthy"
+        groups.setdefault(group, []).append(WHOLE_CHIP_MILLI - held.held)
+        health[group] += chip.health == "healthy" and chip.node in state.nodes and state.nodes[chip.node].linked
     rows = [(*group, len(free), health[group], f"{sum(free) / 1000:g}") for group, free in groups.items()]
     head = ("kind", "vendor", "model", "source", "node", "#chips", "#healthy", "#free")
     return _table(head, rows, "No chips yet: no node has joined.")
 
 
 def _workloads(control: Control) -> str:
-    shown = views.workloads(control.loop.core, None, ended=True)[-LISTED:]
-    rows = []
-    for view in reversed(shown):
+    core, rows = control.loop.core, []
+    for held in islice(reversed(core.state.workloads.values()), LISTED):
+        view = views.workload(core, held)
         work = view.ask.work
         what = " ".join(work.argv)[:60] if isinstance(work, Command) else work.model
         why = view.reason.why if view.reason else ""
@@ -103,6 +116,10 @@ async def _overview(control: Control) -> str:
     )
 
 
+def _answer(page: str, status: int = 200) -> Response[str]:
+    return Response(page, media_type=MediaType.HTML, status_code=status, headers=_HEADERS)
+
+
 def _login(wrong: bool = False) -> str:
     said = "<p><b>That key is not known, or is no admin key.</b></p>" if wrong else ""
     return _page(
@@ -114,22 +131,22 @@ def _login(wrong: bool = False) -> str:
     )
 
 
-@get("/", media_type=MediaType.HTML)
+@get("/", media_type=MediaType.HTML, opt={"open": True})
 async def front(request: AnyRequest) -> Response[str]:
     sessions: dict[str, KeyState] = request.app.state.sessions
     if request.cookies.get(SESSION, "") not in sessions:
-        return Response(_login(), media_type=MediaType.HTML)
-    return Response(_page(await _overview(control_of(request)), refresh=True), media_type=MediaType.HTML)
+        return _answer(_login())
+    return _answer(_page(await _overview(control_of(request)), refresh=True))
 
 
-@post("/login")
+@post("/login", opt={"open": True})
 async def login(
     request: AnyRequest, data: Annotated[Login, Body(media_type=RequestEncodingType.URL_ENCODED)]
 ) -> Response[str]:
     key = control_of(request).loop.core.state.keys.get(digest(data.key.strip()))
     if key is None or not key.admin:
-        return Response(_login(wrong=True), media_type=MediaType.HTML, status_code=401)
+        return _answer(_login(wrong=True), 401)
     session = secrets.token_urlsafe(32)
     request.app.state.sessions[session] = key
     cookie = Cookie(SESSION, value=session, httponly=True, samesite="strict", path="/")
-    return Response("", status_code=303, headers={"location": "/"}, cookies=[cookie])
+    return Response("", status_code=303, headers=_HEADERS | {"location": "/"}, cookies=[cookie])

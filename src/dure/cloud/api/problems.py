@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from litestar import MediaType, Request, Response
@@ -11,6 +12,7 @@ from dure.model.errors import DureError, LogUnwritable
 from dure.model.view import ErrorView, Failed
 
 AnyRequest = Request[Any, Any, Any]
+_log = logging.getLogger("dure.control")
 
 
 class Problem(DureError):
@@ -40,12 +42,19 @@ def on_http_error(_: AnyRequest, error: HTTPException) -> Response[Failed]:
     """Litestar's own refusals (malformed body, unknown path, wrong method), in our shape."""
     extra = error.extra if isinstance(error.extra, list) else []
     causes = "; ".join(
-        f"{item.get('key', 'body')}: {item.get('message', '')}" for item in extra if isinstance(item, dict)
+        "there is no body" if message == "'data'" else f"{item.get('key', 'body')}: {message}"
+        for item in extra
+        if isinstance(item, dict) and (message := str(item.get("message", "")))
     )
     do = "See /api/schema for what this path takes" if error.status_code == 400 else ""
     return answer(error.status_code, ErrorView(error.detail, causes, do))
 
 
-def on_crash(_: AnyRequest, error: Exception) -> Response[Failed]:
-    """A fault of ours: named by its type alone, never with its inside."""
+def on_too_deep(_: AnyRequest, error: RecursionError) -> Response[Failed]:
+    return answer(400, ErrorView("The body is not read", "it is nested too deeply", "See /api/schema"))
+
+
+def on_crash(request: AnyRequest, error: Exception) -> Response[Failed]:
+    """A fault of ours: named by its type alone, never with its inside, which goes to the process's log."""
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(500, ErrorView("Control failed on this request", type(error).__name__, "See HOME/logs/control.log"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from litestar import Response, get, post
+from litestar import MediaType, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
-from msgspec import Struct
+from msgspec import Struct, json
 
 from dure import __version__
 from dure.cloud.api import views
@@ -40,6 +41,10 @@ from dure.model.view import (
 from dure.model.workload import Ask, Name, Refusal
 
 LOG_POLL_S = 0.2
+MAX_ASKS = 1000
+"""Asks in one request: what the loop decides in one go."""
+_PIECE = 100
+_encode = json.Encoder().encode
 
 
 class Control(Struct, frozen=True):
@@ -84,6 +89,16 @@ def workload_of(request: AnyRequest, workload_id: str) -> WorkloadState:
     return held
 
 
+async def in_pieces(views_: Iterable[Struct]) -> Response[bytes]:
+    """A list rendered and encoded a few at a time: a long one must not hold up everybody else."""
+    parts = []
+    for at, view in enumerate(views_, 1):
+        parts.append(_encode(view))
+        if at % _PIECE == 0:
+            await asyncio.sleep(0)
+    return Response(b"[" + b",".join(parts) + b"]", media_type=MediaType.JSON)
+
+
 @get("/api/info")
 async def info(request: AnyRequest) -> ServerInfo:
     control = control_of(request)
@@ -91,21 +106,27 @@ async def info(request: AnyRequest) -> ServerInfo:
     return ServerInfo(__version__, str(control.home), control.loop.log.head, nodes)
 
 
-@get("/api/chips")
-async def chips(request: AnyRequest) -> list[ChipView]:
-    return views.chips(control_of(request).loop.core.state)
+@get("/api/chips", responses={200: ResponseSpec(list[ChipView])})
+async def chips(request: AnyRequest) -> Response[bytes]:
+    """Each chip as it is when its turn comes; a key of a project sees that project's runs on it."""
+    state, scope = control_of(request).loop.core.state, scope_of(request)
+    return await in_pieces(views.chip(state, held, scope) for held in list(state.chips.values()))
 
 
-@get("/api/workloads")
-async def workloads(request: AnyRequest, all: bool = False) -> list[WorkloadView]:
-    return views.workloads(control_of(request).loop.core, scope_of(request), all)
+@get("/api/workloads", responses={200: ResponseSpec(list[WorkloadView])})
+async def workloads(request: AnyRequest, all: bool = False) -> Response[bytes]:
+    """Each workload as it is when its turn comes; those that ended only with `all`."""
+    core = control_of(request).loop.core
+    return await in_pieces(views.workload(core, held) for held in views.listed(core, scope_of(request), all))
 
 
 @post("/api/workloads")
 async def submit(request: AnyRequest, data: Ask | list[Ask]) -> Response[Any]:
-    """One ask: 201, or 409 with the refusal. Several: 200 with one answer each, in order."""
+    """One ask: 201, or 409 with the refusal. A list of up to 1000: 200 with one answer each, in order."""
     key = key_of(request)
     asks = tuple(data) if isinstance(data, list) else (data,)
+    if len(asks) > MAX_ASKS:
+        raise Problem(413, ErrorView(f"{len(asks)} asks are too many for one request", f"it takes {MAX_ASKS}"))
     for ask in asks:
         if not key.admin and ask.project != key.project:
             why = f"key {key.id} belongs to project {key.project}, the ask says {ask.project}"
@@ -155,10 +176,10 @@ async def log(
     wait_s: Annotated[float, Parameter(ge=0, le=30)] = 0,
 ) -> LogView:
     """Output of a run from `offset`; waits up to `wait_s` for some when there is none yet."""
-    held = workload_of(request, workload_id)
-    control = control_of(request)
-    until_ns = control.clock_ns() + int(wait_s * 1e9)
+    control, now = control_of(request), asyncio.get_running_loop().time
+    until = now() + wait_s
     while True:
+        held = workload_of(request, workload_id)
         ended = held.phase in ("done", "failed", "stopped")
         run_id = run or next(iter(held.runs.values()), None)
         state = control.loop.core.state.runs.get(run_id or "")
@@ -167,11 +188,11 @@ async def log(
         if state is not None and state.phase != "placed":
             chunk = await control.loop.read_log(state.id, state.plan.node, offset)
             over = state.phase == "ended" and (run is not None or ended)
-            if chunk.data or over or chunk.missing:
+            if chunk.data or over:
                 return LogView(state.id, chunk.data, offset + len(chunk.data), over and not chunk.data)
         elif ended:
             return LogView(run_id or "", b"", offset, True)
-        if control.clock_ns() >= until_ns:
+        if now() >= until:
             return LogView(run_id or "", b"", offset, False)
         await asyncio.sleep(LOG_POLL_S)
 
@@ -188,15 +209,13 @@ async def report(
 ) -> Report:
     need_admin(request)
     control = control_of(request)
-    ledger, now_ns = control.loop.core.ledger, control.clock_ns()
-    match what:
-        case "usage":
-            return reports.usage(ledger, by, now_ns)
-        case "energy":
-            return reports.energy(ledger, by, now_ns)
-        case "cost":
-            return reports.cost(ledger, by, now_ns, control.prices)
-    raise not_found(f"No report {what}", "Reports: usage, energy, cost")
+    now_ns = control.clock_ns()
+    if what not in ("usage", "energy", "cost"):
+        raise not_found(f"No report {what}", "Reports: usage, energy, cost")
+    ledger = views.frozen(control.loop.core.ledger, now_ns)
+    if what == "cost":
+        return await asyncio.to_thread(reports.cost, ledger, by, now_ns, control.prices)
+    return await asyncio.to_thread(reports.usage if what == "usage" else reports.energy, ledger, by, now_ns)
 
 
 class NewProject(Struct, frozen=True):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 
-from dure.computing.state import ENDS, RunState, State, WorkloadState
+from msgspec.structs import replace
+
+from dure.computing.state import ENDS, ChipState, RunState, State, WorkloadState
 from dure.computing.story import tell
 from dure.computing.turn import Core
+from dure.metering.ledger import Ledger, settle
 from dure.model.artifact import ModelEntry
 from dure.model.event import Entry, Event, WorkloadRefused, WorkloadSubmitted
 from dure.model.units import WHOLE_CHIP_MILLI
@@ -23,12 +27,15 @@ from dure.model.view import (
 from dure.model.workload import Serve
 
 
-def chips(state: State) -> list[ChipView]:
-    linked = {node_id: node.linked for node_id, node in state.nodes.items()}
-    return [
-        ChipView(held.chip, WHOLE_CHIP_MILLI - held.held, tuple(held.runs), linked.get(held.chip.node, False))
-        for held in state.chips.values()
-    ]
+def chip(state: State, held: ChipState, project: str | None) -> ChipView:
+    """One chip; of its runs only those of `project` (None: of every one)."""
+    node = state.nodes.get(held.chip.node)
+    runs = [run for run in held.runs if project is None or _project_of_run(state, run) == project]
+    return ChipView(held.chip, WHOLE_CHIP_MILLI - held.held, tuple(runs), node is not None and node.linked)
+
+
+def _project_of_run(state: State, run_id: str) -> str:
+    return state.workloads[state.runs[run_id].workload].workload.ask.project
 
 
 def workload(core: Core, held: WorkloadState) -> WorkloadView:
@@ -37,10 +44,10 @@ def workload(core: Core, held: WorkloadState) -> WorkloadView:
     return WorkloadView(asked.id, asked.ask, asked.by, asked.at_ns, held.phase, held.reason, runs)
 
 
-def workloads(core: Core, project: str | None, ended: bool) -> list[WorkloadView]:
+def listed(core: Core, project: str | None, ended: bool) -> list[WorkloadState]:
     """All workloads of a project (None: of every one); those that ended only with `ended`."""
     return [
-        workload(core, held)
+        held
         for held in core.state.workloads.values()
         if (project is None or held.workload.ask.project == project) and (ended or held.phase not in ENDS)
     ]
@@ -101,6 +108,19 @@ def projects(state: State) -> list[ProjectView]:
 
 def keys(state: State) -> list[KeyView]:
     return [KeyView(key.id, key.project, key.admin) for key in state.keys.values()]
+
+
+def frozen(ledger: Ledger, now_ns: int) -> Ledger:
+    """The ledger at `now_ns`, to be read in a thread: nothing in it is folded into any more."""
+    settled = settle(ledger, now_ns)
+    settled.idle_energy_uj = settled.idle_energy_uj.copy()
+    for workload_id, row in settled.workloads.items():
+        if not row.ended or row.tokens:
+            tokens = {caller: copy(sums) for caller, sums in row.tokens.items()}
+            settled.workloads[workload_id] = replace(
+                row, energy_uj=row.energy_uj.copy(), basis=row.basis.copy(), tokens=tokens
+            )
+    return settled
 
 
 def story(rows: Iterable[tuple[int, Entry]]) -> list[StoryLine]:
