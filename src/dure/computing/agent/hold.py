@@ -117,13 +117,17 @@ class Hold:
         }
 
     def save(self) -> None:
-        """Replace status.json as one; on a full disk `saved` stays False and the loop tries again."""
+        """Replace status.json as one; on a full disk `saved` stays False and the loop tries again.
+
+        Only the end must outlive the machine: what else a power cut takes, it takes with the run.
+        """
         self.saved = False
         try:
             with open(f"{self.folder}/.status", "w", encoding="utf-8") as file:
                 json.dump(self.status, file)
                 file.flush()
-                os.fsync(file.fileno())
+                if self.status["exit"] is not None:
+                    os.fsync(file.fileno())
             os.rename(f"{self.folder}/.status", f"{self.folder}/status.json")
         except FileNotFoundError:
             self.saved = True  # the folder is gone: nobody is left to tell

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dure.computing.agent import processes
 from dure.computing.agent.run import HeldRun, Run, SimulatedRun, Site
-from dure.computing.agent.runs import GRACE_S, RunFolder, deadline_ns, folders
+from dure.computing.agent.runs import GRACE_S, RunFolder, boot_id, deadline_ns, folders
 from dure.model.errors import DureError
 from dure.model.wire import Forget, Lease, LogChunk, Order, ReadLog, RunSpec, RunStatus, Start, Stop
 from dure.model.workload import Command, Exit
@@ -40,6 +40,7 @@ class NodeRuns:
 
     async def adopt(self) -> None:
         """Take over what an earlier agent of this home left, then kill processes of runs that have no hold."""
+        boot = boot_id()
         for folder in await asyncio.to_thread(folders, self.site.home):
             written, status = folder.written(), folder.status()
             run = HeldRun(folder, written.spec if written else None, self.changed)
@@ -47,7 +48,9 @@ class NodeRuns:
             if status is not None and status.exit is not None:
                 run.end(status.exit, status)
             elif written is None:
-                run.end(Exit("lost", detail="only the agent that ended knew of it"))
+                run.end(Exit("lost", detail=f"{folder.path}/spec.json is damaged"))
+            elif written.boot != boot:
+                run.end(Exit("lost", detail="the machine was started anew"))
             elif status is not None:
                 run.found(written, status)
                 run.task = asyncio.create_task(run.watch(self.site))
@@ -80,13 +83,15 @@ class NodeRuns:
         folder, chips = RunFolder(self.site.home, spec.run), self.site.chips
         unknown = [piece.chip for piece in spec.slices if piece.chip not in chips]
         run: Run
-        if unknown or folder.ran():
+        if unknown:
             run = Run(folder, spec, self.changed)
-            why = f"this node has no chip {unknown[0]}" if unknown else "it ran here before; a run never starts twice"
-            run.end(Exit("failed" if unknown else "lost", detail=why))
+            run.end(Exit("failed", detail=f"this node has no chip {unknown[0]}"))
         elif isinstance(spec.work, Command) and any(chips[at.chip].source == "simulated" for at in spec.slices):
             run = SimulatedRun(folder, spec, self.changed)
             run.begin(spec, spec.work, chips[spec.slices[0].chip])
+        elif folder.ran():
+            run = Run(folder, spec, self.changed)
+            run.end(Exit("lost", detail="it ran here before; a run never starts twice"))
         else:
             run = held = HeldRun(folder, spec, self.changed)
             held.task = asyncio.create_task(held.begin(spec, self.site, self._lease_ns))
@@ -103,7 +108,7 @@ class NodeRuns:
         run = self._runs.get(name)
         if run is not None and run.ended:
             del self._runs[name]
-            await asyncio.to_thread(run.folder.forget)
+            await run.forget()
 
     async def _renew(self, seconds: float) -> None:
         self._lease_ns = deadline_ns(seconds)

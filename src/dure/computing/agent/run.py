@@ -67,6 +67,9 @@ class Run:
         """End it as `exit.reason` says, with TERM, after `grace_s` KILL. Idempotent."""
         self.end(exit)
 
+    async def forget(self) -> None:
+        """Its end is in the log: drop what only served to get it there."""
+
 
 class SimulatedRun(Run):
     """A job on chips that do not exist: no process; it ends by itself after `run_s` of its first chip."""
@@ -75,9 +78,9 @@ class SimulatedRun(Run):
         lasts_s = chip.run_s or _SIMULATED_RUN_S
         said = f"simulated: {' '.join(work.argv)[:4096]} not executed, ended after {lasts_s:g} s\n"
         try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.folder.mark("simulated")
-            (self.folder.path / "out.log").write_text(said, encoding="utf-8", errors="replace")
+            os.makedirs(self.folder.path, exist_ok=True)
+            with open(self.folder.path / "out.log", "w", encoding="utf-8", errors="replace") as file:
+                file.write(said)
         except OSError as error:
             self.end(Exit("failed", detail=f"{self.folder.path}: {error.strerror}"))
             return
@@ -134,7 +137,7 @@ class HeldRun(Run):
     def found(self, written: Written, status: HoldStatus) -> None:
         """Take over a run that has a hold, as it is now."""
         self.hold = (status.hold_pid, status.hold_start)
-        ready = status.phase == "running" and (written.url is None or self.folder.is_marked("ready"))
+        ready = status.phase == "running" and (written.url is None or self.folder.is_ready())
         self.say("running" if ready else "starting", status.pid, written.url if ready else None)
 
     async def watch(self, site: Site, pid: int = 0) -> None:
@@ -174,13 +177,13 @@ class HeldRun(Run):
             status = await asyncio.to_thread(self.folder.status)
         written = await asyncio.to_thread(self.folder.written)
         if status is not None and status.phase == "running" and written is not None:
-            if written.url is not None and not self.folder.is_marked("ready"):
+            if written.url is not None and not self.folder.is_ready():
                 self.say("starting", status.pid)
                 while not ended.done() and not await answers_200(written.url, written.probe):
                     await asyncio.wait({ended}, timeout=_PROBE_S)
                 if not ended.done():
                     with suppress(OSError):  # a full disk: an agent that takes over asks the engine once more
-                        self.folder.mark("ready")
+                        self.folder.mark_ready()
             if not ended.done():
                 self.say("running", status.pid, written.url)
         await ended
@@ -193,6 +196,9 @@ class HeldRun(Run):
             self._fetch.cancel()
         elif self.hold is not None:
             await self._ask_stop(exit, grace_s)
+
+    async def forget(self) -> None:
+        await asyncio.to_thread(self.folder.forget)
 
     async def _ask_stop(self, exit: Exit, grace_s: float) -> None:
         if self.hold is not None:

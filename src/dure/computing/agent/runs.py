@@ -28,7 +28,7 @@ HOLD = Path(__file__).with_name("hold.py")
 GRACE_S = 5.0
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _BOOKKEEPING = (
-    *("spec.json", ".spec", "status.json", ".status", "lease", "stop", "ready", "engine.json", "simulated"),
+    *("spec.json", ".spec", "status.json", ".status", "lease", ".stop", "stop", "ready", "engine.json"),
     "hold.lock",
 )
 _HOLD_ENV = {"LANG": "C.UTF-8"}
@@ -47,7 +47,7 @@ class Process(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """spec.json: the first six fields are the hold's."""
+    """spec.json: the first six fields are the hold's. `boot` names the boot of the machine it was written in."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -56,6 +56,7 @@ class Written(Struct, frozen=True):
     cpus: tuple[int, ...]
     grace_s: float
     spec: RunSpec
+    boot: str
     url: str | None = None
     probe: str = ""
 
@@ -124,7 +125,7 @@ class RunFolder:
         }
 
     def write(self, spec: RunSpec, process: Process, cpus: tuple[int, ...], deadline_ns: int) -> None:
-        """Everything the hold reads; spec.json last, whole and on disk. Raises OSError."""
+        """Everything the hold reads; spec.json last, and whole. Raises OSError."""
         for folder in ("work", "tmp"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
@@ -144,13 +145,11 @@ class RunFolder:
             cpus,
             GRACE_S,
             spec,
+            boot_id(),
             process.url,
             process.probe,
         )
-        with open(self.path / ".spec", "wb") as file:
-            file.write(msgspec.json.encode(written))
-            file.flush()
-            os.fsync(file.fileno())
+        (self.path / ".spec").write_bytes(msgspec.json.encode(written))
         (self.path / ".spec").rename(self.path / "spec.json")
 
     def spawn(self) -> int:
@@ -208,11 +207,12 @@ class RunFolder:
             pass  # a full disk: the hold stops it all the same, with its own grace
         processes.terminate(*hold)
 
-    def mark(self, name: Literal["ready", "simulated"]) -> None:
-        (self.path / name).touch()
+    def mark_ready(self) -> None:
+        (self.path / "ready").touch()
 
-    def is_marked(self, name: Literal["ready", "simulated"]) -> bool:
-        return (self.path / name).exists()
+    def is_ready(self) -> bool:
+        """The replica has answered once, so an agent that takes over need not ask again."""
+        return (self.path / "ready").exists()
 
     def forget(self) -> None:
         """Drop the bookkeeping; out.log and work/ stay. A free lock goes with the next run on its chip."""
@@ -233,14 +233,14 @@ class RunFolder:
 
 
 def folders(home: Path) -> list[RunFolder]:
-    """Every run that has not been forgotten, real or simulated."""
-    found = []
-    for entry in sorted((home / "runs").glob("*")):
-        if _RUN_ID.fullmatch(entry.name):
-            folder = RunFolder(home, entry.name)
-            if (entry / "spec.json").exists() or folder.is_marked("simulated"):
-                found.append(folder)
-    return found
+    """Every run that has not been forgotten."""
+    found = sorted((home / "runs").glob("*/spec.json"))
+    return [RunFolder(home, path.parent.name) for path in found if _RUN_ID.fullmatch(path.parent.name)]
+
+
+def boot_id() -> str:
+    """The kernel's name of this boot: pids, start times and leases of another mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def deadline_ns(seconds: float) -> int:
