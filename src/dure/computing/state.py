@@ -8,7 +8,7 @@ from dure.computing.place.columns import Columns
 from dure.metering.energy import NodeLogged
 from dure.model import event as ev
 from dure.model.chip import Chip, Node
-from dure.model.units import NS_PER_S, WHOLE_CHIP_MILLI
+from dure.model.units import NS_PER_S
 from dure.model.workload import Command, Exit, Plan, Refusal, RunPhase, Workload, WorkloadPhase
 
 KEPT_ENDED = 10_000
@@ -23,9 +23,12 @@ class NodeState(Struct):
 
 
 class ChipState(Struct):
+    """`gone`: its node no longer shows it; kept as long as runs hold it."""
+
     chip: Chip
     held: int = 0
     runs: dict[str, int] = field(default_factory=dict)
+    gone: bool = False
 
 
 class RunState(Struct):
@@ -172,6 +175,9 @@ def _ended(state: State, columns: Columns, at_ns: int, event: ev.RunEnded) -> No
         chip.held -= piece.milli
         chip.runs.pop(event.run, None)
         columns.take(piece.chip, -piece.milli)
+        if chip.gone and not chip.runs:
+            columns.drop([piece.chip])
+            del state.chips[piece.chip]
     held = state.workloads[event.workload]
     if isinstance(held.workload.ask.work, Command) or held.stop_by is not None:
         return
@@ -220,15 +226,17 @@ def _joined(state: State, columns: Columns, event: ev.NodeJoined) -> None:
         columns.close(gone)
         idle = [chip_id for chip_id in gone if not state.chips[chip_id].runs]
         columns.drop(idle)
+        for chip_id in gone:
+            state.chips[chip_id].gone = True
         for chip_id in idle:
-            state.chips.pop(chip_id)
+            del state.chips[chip_id]
     state.nodes[event.node.id] = NodeState(event.node, True, ids)
     for chip in event.chips:
-        known = state.chips.get(chip.id)
-        if known is None:
-            state.chips[chip.id] = ChipState(chip)
-        else:
-            known.chip = chip
+        known = state.chips.get(chip.id, ChipState(chip))
+        if known.chip.kind != chip.kind:
+            del state.chips[chip.id]  # to the end: among its new kind it is the last to join
+        known.chip, known.gone = chip, False
+        state.chips[chip.id] = known
     columns.put((chip, state.chips[chip.id].held, True) for chip in event.chips)
 
 
@@ -243,7 +251,3 @@ def columns_of(state: State) -> Columns:
     listed = {chip: held.linked for held in state.nodes.values() for chip in held.chips}
     columns.put((held.chip, held.held, listed.get(held.chip.id, False)) for held in state.chips.values())
     return columns
-
-
-def free_milli(state: State, chip: str) -> int:
-    return WHOLE_CHIP_MILLI - state.chips[chip].held

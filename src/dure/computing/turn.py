@@ -160,17 +160,19 @@ class Core:
         new_control, new_agent = node not in self._met, before is not None and before.node.boot != hello.node.boot
         who = " and ".join(name for name, new in (("control", new_control), ("agent", new_agent)) if new) or "link"
         self._met.add(node)
-        self._emit(ev.NodeJoined(hello.node, hello.chips))
+        chips = {chip.id: chip for chip in hello.chips if chip.node == node and chip.id.startswith(f"{node}:")}
+        self._emit(ev.NodeJoined(hello.node, tuple(chips.values())))  # its own chips, each once
         self._queue.capacity_came()
         for status in hello.runs:
             run = self.state.runs.get(status.run)
             if run is not None and run.phase not in ("placed", "ended") and status.phase != "ended":
                 self._emit(ev.RunAdopted(run.id, run.workload, who, status.pid))
-        last = self.seen.get(node)
-        self._beat(node, Beat(hello.runs, None if last is None else last.energy_uj, "" if last is None else last.meter))
+        last = Beat(()) if new_agent else self.seen.get(node, Beat(()))
+        self._beat(node, Beat(hello.runs, last.energy_uj, last.meter), going=not new_agent)
         self._effects.append(ib.Push())
 
-    def _beat(self, node: str, beat: Beat) -> None:
+    def _beat(self, node: str, beat: Beat, going: bool = True) -> None:
+        """`going` False: a run that ended in a shutdown does so by an earlier agent's, not by this one's."""
         if node not in self.state.nodes:
             return
         self.seen[node], self.seen_ns[node] = beat, self._now
@@ -183,7 +185,7 @@ class Core:
             self.statuses[status.run] = status
             if status.phase == "ended":
                 exit = status.exit or Exit("lost", detail="the node gave no exit")
-                if exit.reason == "shutdown" and self.state.nodes[node].linked:
+                if exit.reason == "shutdown" and going and self.state.nodes[node].linked:
                     # Before the end, so that nothing is placed anew on a node that is going.
                     self._emit(ev.NodeLost(node, "its agent is shutting down"))
                 self._end_run(run, exit)

@@ -17,7 +17,8 @@ class KindColumns:
     `free` milli left (int32), `node` index into `nodes` (int32), `usable` linked and healthy (bool).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.ids: list[str] = []
         self.free: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         self.node: npt.NDArray[np.int32] = np.zeros(0, np.int32)
@@ -25,7 +26,7 @@ class KindColumns:
 
 
 class Columns:
-    """Rows of every kind, and where each chip's row is."""
+    """Rows of every kind that has any, and where each chip's row is."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, KindColumns] = {}
@@ -38,7 +39,7 @@ class Columns:
         new: dict[str, list[tuple[Chip, int, bool]]] = {}
         for chip, held, linked in chips:
             known = self._row.get(chip.id)
-            if known is not None and self.kinds.get(chip.kind) is not known[0]:
+            if known is not None and known[0].kind != chip.kind:
                 self.drop([chip.id])
                 known = None
             if known is None:
@@ -48,7 +49,7 @@ class Columns:
             columns.free[row] = WHOLE_CHIP_MILLI - held
             columns.usable[row] = linked and chip.health == "healthy"
         for kind, rows in new.items():
-            self._append(self.kinds.setdefault(kind, KindColumns()), rows)
+            self._append(self.kinds.setdefault(kind, KindColumns(kind)), rows)
 
     def _append(self, columns: KindColumns, rows: list[tuple[Chip, int, bool]]) -> None:
         first = len(columns.ids)
@@ -84,6 +85,8 @@ class Columns:
             columns.ids = [chip for chip in columns.ids if chip not in gone]
             columns.free, columns.node, columns.usable = columns.free[keep], columns.node[keep], columns.usable[keep]
             self._row.update({chip: (columns, row) for row, chip in enumerate(columns.ids)})
+            if not columns.ids:
+                del self.kinds[columns.kind]
         for chip in gone:
             del self._row[chip]
 

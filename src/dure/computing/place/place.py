@@ -12,7 +12,7 @@ from dure.model.workload import ChipAsk, Plan, Refusal, Slice
 def fits_ever(columns: Columns, ask: ChipAsk) -> Refusal | None:
     """None when some node could carry the ask were it empty, linked and healthy; else why never."""
     kind = columns.kinds.get(ask.kind)
-    if kind is None or not kind.ids:
+    if kind is None:
         known = ", ".join(sorted(columns.kinds)) or "none"
         return Refusal("shape", f"no chip of kind {ask.kind}; kinds here: {known}", "place", {"chips of this kind": 0})
     per_node = np.bincount(kind.node, minlength=len(columns.nodes))
@@ -34,11 +34,11 @@ def place(columns: Columns, ask: ChipAsk) -> Plan | Refusal:
     """
     kind = columns.kinds.get(ask.kind)
     if kind is None:
-        return fits_ever(columns, ask) or _busy(columns, KindColumns(), ask)
+        return _busy(columns, KindColumns(ask.kind), ask)
     fitting = kind.usable & (kind.free >= ask.milli)
     if ask.count == 1:
-        row = int(np.where(fitting, kind.free, WHOLE_CHIP_MILLI + 1).argmin()) if len(kind.ids) else 0
-        if not len(kind.ids) or not fitting[row]:
+        row = int(np.where(fitting, kind.free, WHOLE_CHIP_MILLI + 1).argmin())
+        if not fitting[row]:
             return _busy(columns, kind, ask)
         left = int(kind.free[row]) - ask.milli
         because = f"fullest of {int(fitting.sum())} chips that fit; {left} of 1000 milli left on it"
