@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from msgspec import Struct, json
@@ -15,10 +16,10 @@ from dure.model.chip import Chip, Power
 from dure.model.event import Entry
 from dure.model.units import NS_PER_S
 from dure.model.view import Submitted
-from dure.model.wire import Order, Start
 from dure.model.workload import Ask, ChipAsk, Command, Exit, Serve
 from dure.store.memory import MemoryLog
 from dure.twin import laws
+from dure.twin.links import Links
 from dure.twin.node import SimNode
 
 MODELS = ("sim-model",)
@@ -86,19 +87,17 @@ class Simulation:
         self.stopped: list[str] = []
         self._heap: list[tuple[int, int, Callable[[], object]]] = []
         self._order = 0
-        self._epoch = {name: 0 for name in self.nodes}
-        self._linked = {name: False for name in self.nodes}
-        self._last = {(name, way): 0 for name in self.nodes for way in ("up", "down")}
+        self.links = Links(self)
         self._plan(jobs)
 
-    def _at(self, delay_ns: int, do: Callable[[], object]) -> None:
+    def at(self, delay_ns: int, do: Callable[[], object]) -> None:
         self._order += 1
         heapq.heappush(self._heap, (self.now_ns + delay_ns, self._order, do))
 
     def _plan(self, jobs: int) -> None:
-        self._at(0, lambda: self._turn(ib.Started("twin"), ib.MakeProject("default", "twin", 1)))
+        self.at(0, lambda: self.turn(ib.Started("twin"), ib.MakeProject("default", "twin", 1)))
         for name in self.nodes:
-            self._at(1, lambda name=name: self._link(name))  # type: ignore[misc]
+            self.at(1, partial(self.links.join, name))
         self.arrivals_s = max(10, jobs * 4 // 5)
         for _ in range(jobs):
             self._some_time(self._submit)
@@ -107,17 +106,17 @@ class Simulation:
             self._some_time(self._crash_run)
         for _ in range(6):
             self._some_time(self._crash_control)
-            self._some_time(self._crash_agent)
-            self._some_time(self._cut_link)
+            self._some_time(partial(self._break_link, True))
+            self._some_time(partial(self._break_link, False))
 
     def _some_time(self, do: Callable[[], object]) -> None:
         """At a time of the arrivals, which begin when every node has joined."""
-        self._at(self.random.randrange(2 * NS_PER_S, self.arrivals_s * NS_PER_S), do)
+        self.at(self.random.randrange(2 * NS_PER_S, self.arrivals_s * NS_PER_S), do)
 
     def run(self) -> Result:
         """To the end of the rest. The endpoints are stopped when the arrivals are over."""
-        self._at((self.arrivals_s + REST_S) * NS_PER_S, self._stop_endpoints)
-        self._at((self.arrivals_s + 2 * REST_S) * NS_PER_S, self._heap.clear)
+        self.at((self.arrivals_s + REST_S) * NS_PER_S, self._stop_endpoints)
+        self.at((self.arrivals_s + 2 * REST_S) * NS_PER_S, self._heap.clear)
         self._tick()
         while self._heap:
             self.now_ns, _, do = heapq.heappop(self._heap)
@@ -156,8 +155,8 @@ class Simulation:
     # The world
 
     def _tick(self) -> None:
-        self._at(NS_PER_S, self._tick)
-        self._turn(ib.Tick())
+        self.at(NS_PER_S, self._tick)
+        self.turn(ib.Tick())
         self.broken["4 waits"] += laws.unexplained(self.core)
 
     def _submit(self) -> None:
@@ -167,7 +166,7 @@ class Simulation:
         serve = self.random.random() < 0.05
         work = Serve("sim-model") if serve else Command(("work",))
         ask = Ask(work, ChipAsk(kind, count, milli), replicas=self.random.choice((1, 2)) if serve else 1)
-        done = self._turn(ib.Submit((ask,), "k1", 7))
+        done = self.turn(ib.Submit((ask,), "k1", 7))
         for submitted in done:
             largest = max(sum(chip.kind == kind for chip in node.chips) for node in self.nodes.values())
             if (submitted.refusal is not None) != (count > largest):
@@ -179,13 +178,13 @@ class Simulation:
         if self.jobs or self.served:
             chosen = self.random.choice(self.jobs + self.served)
             self.stopped.append(chosen)
-            self._turn(ib.StopWork(chosen, "k1", 8))
+            self.turn(ib.StopWork(chosen, "k1", 8))
 
     def _stop_endpoints(self) -> None:
         self.broken["covered"] = laws.covered(self.core, self.now_ns)
         for workload in self.served:
             self.stopped.append(workload)
-            self._turn(ib.StopWork(workload, "k1", 8))
+            self.turn(ib.StopWork(workload, "k1", 8))
 
     def _crash_run(self) -> None:
         alive = [run for node in self.nodes.values() for run in node.runs.values() if not run.over]
@@ -197,94 +196,35 @@ class Simulation:
         """All memory of control is gone; it comes back from the log alone."""
         self.restarts["control"] += 1
         for name in self.nodes:
-            self._drop(name)
+            self.links.drop(name)
         self.core = Core(MODELS)
         for _, entry in self.log.read(0, self.log.head):
             self.core.replay(entry.at_ns, entry.event)
         self.core.reindex()
-        self._turn(ib.Started("twin"))
+        self.turn(ib.Started("twin"))
         for name in self.nodes:
-            self._at(self.random.randrange(NS_PER_S, 3 * NS_PER_S), lambda name=name: self._link(name))  # type: ignore[misc]
+            self.at(self.random.randrange(NS_PER_S, 3 * NS_PER_S), partial(self.links.join, name))
 
-    def _crash_agent(self) -> None:
-        """The agent's process is gone; its runs go on and the next agent finds them."""
+    def _break_link(self, agent_dies: bool) -> None:
+        """A link is cut for a while. With the agent dead too, its runs go on and the next agent finds them."""
         name = self.random.choice(list(self.nodes))
-        self.restarts["agent"] += 1
-        self.nodes[name].boot += 1
-        self._gone(name)
-        self._at(self.random.randrange(NS_PER_S, 20 * NS_PER_S), lambda: self._link(name))
-
-    def _cut_link(self) -> None:
-        name = self.random.choice(list(self.nodes))
-        self.restarts["link"] += 1
-        self._gone(name)
+        self.restarts["agent" if agent_dies else "link"] += 1
+        self.nodes[name].boot += agent_dies
+        self.links.cut(name)
         here = {run.spec.workload for run in self.nodes[name].runs.values() if run.spec and not run.over}
         for workload in sorted(here.intersection(self.served))[:1]:  # a stop the node cannot hear yet
             self.stopped.append(workload)
-            self._turn(ib.StopWork(workload, "k1", 8))
-        self._at(self.random.randrange(NS_PER_S, 40 * NS_PER_S), lambda: self._link(name))
+            self.turn(ib.StopWork(workload, "k1", 8))
+        self.at(self.random.randrange(NS_PER_S, 40 * NS_PER_S), partial(self.links.join, name))
 
-    # Links
-
-    def _drop(self, name: str) -> None:
-        self._epoch[name] += 1
-        self._linked[name] = False
-
-    def _gone(self, name: str) -> None:
-        if self._linked[name]:
-            self._drop(name)
-            self._turn(ib.AgentGone(name, "the link was cut"))
-
-    def _link(self, name: str) -> None:
-        if self._linked[name]:
-            return
-        self._linked[name] = True
-        node = self.nodes[name]
-        node.advance(self.now_ns)
-        self._send_up(name, ib.AgentHello(node.hello(self.now_ns)))
-        self._beat(name, self._epoch[name])
-
-    def _beat(self, name: str, epoch: int) -> None:
-        if epoch != self._epoch[name]:
-            return
-        node = self.nodes[name]
-        node.advance(self.now_ns)
-        self._send_up(name, ib.AgentBeat(name, node.beat(self.now_ns)))
-        self._at(NS_PER_S, lambda: self._beat(name, epoch))
-
-    def _send_up(self, name: str, item: ib.Item) -> None:
-        epoch = self._epoch[name]
-        self._deliver(name, "up", lambda: self._turn(item) if epoch == self._epoch[name] else None)
-
-    def _send_down(self, name: str, order: Order) -> None:
-        epoch = self._epoch[name]
-        if not self._linked[name]:
-            return
-        lasts_ns = self.random.randrange(NS_PER_S // 10, 60 * NS_PER_S)
-        if isinstance(order, Start) and isinstance(order.spec.work, Serve) and self.random.random() < 0.7:
-            lasts_ns *= 1000
-        exit = Exit("exited", code=self.random.choice((0, 0, 0, 1)))
-
-        def obey() -> None:
-            if epoch == self._epoch[name]:
-                self.nodes[name].obey(order, self.now_ns, lasts_ns, exit)
-
-        self._deliver(name, "down", obey)
-
-    def _deliver(self, name: str, way: str, do: Callable[[], object]) -> None:
-        """After a random delay, never before what was sent earlier the same way."""
-        at = max(self._last[name, way] + 1, self.now_ns + self.random.randrange(1_000_000, 400_000_000))
-        self._last[name, way] = at
-        self._at(at - self.now_ns, do)
-
-    def _turn(self, *items: ib.Item) -> tuple[Submitted, ...]:
+    def turn(self, *items: ib.Item) -> tuple[Submitted, ...]:
         answered: tuple[Submitted, ...] = ()
         events, effects = self.core.turn(self.now_ns, items)
         if events:
             self.log.append([Entry(self.now_ns, event) for event in events])
         for effect in effects:
             if isinstance(effect, ib.Tell):
-                self._send_down(effect.node, effect.order)
+                self.links.send_down(effect.node, effect.order)
             elif isinstance(effect, ib.Reply) and isinstance(effect.value, tuple):
                 answered = effect.value
         return answered
