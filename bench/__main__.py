@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import uvloop
+
 from bench import cloud, core, store
 from bench.figures import Figure
 from bench.gateway import ADDED_MS, CPU_LIMIT_US, idle

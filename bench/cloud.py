@@ -23,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 import uvloop
+
 from bench.figures import Figure
 from bench.gateway import Cell, Way, measure
 from bench.load import Load, drive
-
 from dure.client import Client, find
 from dure.model.view import RunView
 from dure.model.wire import engine_key
