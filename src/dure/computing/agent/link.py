@@ -20,7 +20,9 @@ Meter: TypeAlias = Callable[[], tuple[int, str] | None]
 
 BEAT_S = 1.0
 _APART_S = 0.05
-"""Changes within it share a beat: hundreds of runs a second must not mean hundreds of beats."""
+_APART_A_RUN_S = 0.00005
+"""Changes within it share a beat, and a beat of many runs is dear: hundreds of runs a second must not
+mean hundreds of beats, nor thousands of runs tens of megabytes a second."""
 _SILENT_S = 10.0
 _AGAIN_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _decode = msgspec.json.Decoder(Order).decode
@@ -80,7 +82,7 @@ class Link:
             beat = Beat(self.runs.statuses(), self._last.energy_uj, self._last.meter)
             await self._send(socket, beat)
             self._said.set()
-            await asyncio.sleep(_APART_S)
+            await asyncio.sleep(min(BEAT_S, _APART_S + _APART_A_RUN_S * len(beat.runs)))
             try:
                 async with asyncio.timeout(next_s - loop.time()):
                     await self.runs.changed.wait()
