@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
@@ -15,7 +14,7 @@ import aiohttp
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
-from dure.cloud.gateway.answer import Answers, Engines
+from dure.cloud.gateway.answer import Answers
 from dure.cloud.gateway.asgi import LOOPBACK
 from dure.cloud.gateway.forward import Forwarder
 from dure.cloud.gateway.gateway import Gateway
@@ -24,7 +23,6 @@ from dure.cloud.gateway.link import Link
 from dure.cloud.gateway.routes import Table
 
 STOP_S = 5
-_OURS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 def run(home: Path, fd: int, control_port: int, agent_port: int, hosts: frozenset[str] = frozenset()) -> None:
@@ -42,15 +40,15 @@ def run(home: Path, fd: int, control_port: int, agent_port: int, hosts: frozense
         runner.run(_serve(socket.socket(fileno=fd), journal, (control_port, agent_port), link_key, hosts | LOOPBACK))
 
 
-def _session(keep_s: float | None) -> aiohttp.ClientSession:
-    """A client that adds nothing of its own; None: a new connection for every request."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=keep_s is None, keepalive_timeout=keep_s or None)
+def _session() -> aiohttp.ClientSession:
+    """For control and the agent; adds nothing of its own to what it passes on."""
     return aiohttp.ClientSession(
-        connector=connector,
+        # Shorter than the servers' own keep-alive (5 s): a connection is rarely stale when it is used again.
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=_OURS,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 
 
@@ -58,14 +56,12 @@ async def _serve(
     listener: socket.socket, journal: Journal, ports: tuple[int, int], link_key: str, hosts: frozenset[str]
 ) -> None:
     table = Table()
-    async with contextlib.AsyncExitStack() as stack:
-        # Shorter than the servers' own keep-alive (5 s): a connection is rarely stale when it is used again.
-        pooled, fresh, local = [await stack.enter_async_context(_session(keep)) for keep in (4.0, None, 3.0)]
+    async with _session() as local:
         control, agent = (f"http://127.0.0.1:{port}" for port in ports)
         link = Link(local, f"{control}/link/gateway", link_key, table, journal)
         app = Gateway(
             table,
-            Answers(table, journal, Engines(pooled, fresh), time.time_ns),
+            Answers(table, journal, time.time_ns),
             Forwarder(local, control, "control", link.up),
             Forwarder(local, agent, "agent"),
             (hosts, link_key),

@@ -66,7 +66,8 @@ def test_new_routes_keep_the_counts_of_replicas_that_stay() -> None:
     made.update(Routes({}, {"m": (replica(0, slots=2, port=2),), "other": ()}))
     assert made.models["m"] == [held]
     assert (held.outstanding, held.room) == (3, 2 + QUEUE)
-    assert str(held.urls["/v1/completions"]) == "http://127.0.0.1:2/v1/completions"
+    assert held.port == 2
+    assert held.heads["/v1/completions"].startswith(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:2\r\n")
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from collections.abc import Callable
 
-import aiohttp
-
 from dure.cloud.gateway.asgi import Leaver, Receive, Request, Send, read_body, send_whole
+from dure.cloud.gateway.engines import Reply, ask_engine
 from dure.cloud.gateway.errors import ApiError, reshape
 from dure.cloud.gateway.journal import Journal, Line, Outcome
 from dure.cloud.gateway.params import MAX_BODY, Ask, ChatBody, CompletionBody, parse_ask
-from dure.cloud.gateway.routes import Table, Target
+from dure.cloud.gateway.routes import Table
 from dure.cloud.gateway.sse import DONE, Events, Tokens, usage_of
 from dure.model.wire import KeyGrant
 
@@ -29,40 +27,8 @@ _SSE = [
 ]
 _AWAY = frozenset({401, 403, 502, 503, 504})
 """An engine that answers so is not serving (it loads, or does not know our key): another replica may."""
-_BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
+_BROKEN = (OSError, TimeoutError)
 log = logging.getLogger(__name__)
-
-
-class Engines:
-    """Connections to engines: `pooled` keeps them alive, `fresh` opens one for a second try."""
-
-    def __init__(self, pooled: aiohttp.ClientSession, fresh: aiohttp.ClientSession) -> None:
-        self.pooled, self.fresh = pooled, fresh
-
-    async def ask(self, target: Target, path: str, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
-        """The answer's head and first bytes. Raises what aiohttp raises, or ApiError 503 when it is not serving."""
-        try:
-            return await self._first(self.pooled, target, path, body)
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # A kept-alive connection that the engine closed meanwhile looks just so; nothing was answered yet.
-            return await self._first(self.fresh, target, path, body)
-
-    async def _first(
-        self, session: aiohttp.ClientSession, target: Target, path: str, body: bytes
-    ) -> tuple[aiohttp.ClientResponse, bytes]:
-        data = body if len(body) < 1 << 20 else io.BytesIO(body)
-        response = await session.post(target.urls[path], data=data, headers=target.headers, allow_redirects=False)
-        try:
-            block = await response.content.readany()
-        except BaseException:
-            response.close()
-            raise
-        if response.status in _AWAY:
-            response.close()
-            raise ApiError(503, f"Its engine answered {response.status}", code="engine_away", retry_s=2)
-        return response, block
 
 
 class Exchange:
@@ -92,8 +58,8 @@ class Exchange:
 class Answers:
     """`/v1/chat/completions` and `/v1/completions`."""
 
-    def __init__(self, table: Table, journal: Journal, engines: Engines, now_ns: Callable[[], int]) -> None:
-        self._table, self._journal, self._engines, self._now_ns = table, journal, engines, now_ns
+    def __init__(self, table: Table, journal: Journal, now_ns: Callable[[], int]) -> None:
+        self._table, self._journal, self._now_ns = table, journal, now_ns
 
     async def __call__(self, request: Request, grant: KeyGrant, receive: Receive, send: Send) -> None:
         """Answer one request. Raises ApiError while nothing has been sent."""
@@ -123,16 +89,16 @@ class Answers:
             target.outstanding += 1
             exchange.run = target.run
             try:
-                response, block = await self._engines.ask(target, path, ask.body)
+                reply, block = await ask_engine(target, path, ask.body)
                 try:
-                    if response.status == 200 and response.headers.get("Content-Type", "").startswith(
-                        "text/event-stream"
-                    ):
+                    if reply.status in _AWAY:
+                        raise ApiError(503, f"Its engine answered {reply.status}", code="engine_away", retry_s=2)
+                    if reply.status == 200 and reply.content_type.startswith(b"text/event-stream"):
                         exchange.events = Events(ask.hide_usage)
-                        return await _stream(exchange, exchange.events, response, block, leaver, send)
-                    return await _plain(exchange, response, block, leaver, send)
+                        return await _stream(exchange, exchange.events, reply, block, leaver, send)
+                    return await _plain(exchange, reply, block, leaver, send)
                 finally:
-                    response.close()  # cuts off an engine that is still working; a finished connection is back already
+                    reply.close()  # cuts off an engine that is still working; a finished connection is back already
             except (ApiError, *_BROKEN) as error:
                 log.warning("%s did not answer: %s %s", target.run, type(error).__name__, error)
                 failed = target
@@ -144,11 +110,11 @@ class Answers:
             target = self._table.pick(ask.model, but=failed)
 
 
-async def _plain(
-    exchange: Exchange, response: aiohttp.ClientResponse, block: bytes, leaver: Leaver, send: Send
-) -> None:
-    status = response.status
-    body = block if response.content.at_eof() else block + await response.content.read()
+async def _plain(exchange: Exchange, reply: Reply, block: bytes, leaver: Leaver, send: Send) -> None:
+    status, blocks = reply.status, [block]
+    while not reply.finished:
+        blocks.append(await reply.read())
+    body = b"".join(blocks)
     if status == 200:
         exchange.record("ok", usage_of(body))
     elif status < 400:
@@ -161,19 +127,15 @@ async def _plain(
     await send_whole(send, status, body, [(b"content-type", b"application/json")])
 
 
-async def _stream(
-    exchange: Exchange, events: Events, response: aiohttp.ClientResponse, block: bytes, leaver: Leaver, send: Send
-) -> None:
+async def _stream(exchange: Exchange, events: Events, reply: Reply, block: bytes, leaver: Leaver, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": _SSE})
-    content = response.content
     broken = ""
     try:
         out = events.feed(block)
-        while block and not events.done and not content.at_eof():
+        while not events.done and not reply.finished:
             if out:
                 await send({"type": "http.response.body", "body": out, "more_body": True})
-            block = await content.readany()
-            out = events.feed(block)
+            out = events.feed(await reply.read())
         last = out + events.end()
     except (*_BROKEN, ValueError) as error:
         broken = f"The engine broke off: {type(error).__name__}"
@@ -181,7 +143,8 @@ async def _stream(
     exchange.record("failed" if broken or events.failed else "ok")
     leaver.ended = True
     await send({"type": "http.response.body", "body": last + DONE if events.done else last})
-    if events.done and not content.at_eof():
-        with contextlib.suppress(*_BROKEN):  # so that the connection can be used again
+    if events.done and not reply.finished:
+        with contextlib.suppress(*_BROKEN):  # the rest, so that the connection can be used again
             async with asyncio.timeout(1):
-                await content.read()
+                while not reply.finished:
+                    await reply.read()

@@ -18,7 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT_S = 60.0
-WATCH_AFTER_S = 0.01
+WATCH_AFTER_S = 0.05
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::[0-9]{1,5})?")
 
@@ -114,9 +114,9 @@ async def send_whole(send: Send, status: int, body: bytes, headers: Headers) -> 
 
 
 class Leaver:
-    """Cancels the current task when its client leaves: at once, or 10 ms after the request came.
+    """Cancels the current task when its client leaves: at once, or 50 ms after the request came.
 
-    Most tasks that watch would watch an answer that is out within those 10 ms: they are not made.
+    Most tasks that watch would watch an answer that is out within those 50 ms: they are not made.
     `gone` tells that cancellation from the server's own; set `ended` before the last bytes are sent.
     """
 

@@ -5,28 +5,37 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
-from multidict import CIMultiDict
 from yarl import URL
 
 from dure.cloud.gateway.errors import ApiError
 from dure.model.wire import KeyGrant, Replica, Routes
 
+PATHS = ("/v1/chat/completions", "/v1/completions")
 QUEUE = 64
 """Answers that may wait at a replica beside those in its slots."""
 
 
 class Target:
-    """A replica in use. `outstanding` counts its answers not yet ended, waiting ones included."""
+    """A replica in use. `outstanding` counts its answers not yet ended, waiting ones included.
+
+    `heads` are requests by path, up to the number of Content-Length; `idle` are open connections.
+    """
 
     def __init__(self, replica: Replica) -> None:
         self.run = replica.run
         self.outstanding = 0
+        self.idle: list[asyncio.Protocol] = []
         self.update(replica)
 
     def update(self, replica: Replica) -> None:
         self.room = replica.slots + QUEUE
-        self.urls = {path: URL(replica.url + path) for path in ("/v1/chat/completions", "/v1/completions")}
-        self.headers = CIMultiDict({"Authorization": f"Bearer {replica.key}", "Content-Type": "application/json"})
+        url = URL(replica.url)
+        self.host, self.port = url.host or "127.0.0.1", url.port or 80
+        common = (
+            f"Host: {url.authority}\r\nAuthorization: Bearer {replica.key}\r\n"
+            "Content-Type: application/json\r\nContent-Length: "
+        )
+        self.heads = {path: f"POST {path} HTTP/1.1\r\n{common}".encode("latin-1") for path in PATHS}
 
 
 class Table:
