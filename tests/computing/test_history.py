@@ -29,7 +29,9 @@ shapes = st.builds(
 )
 works = st.sampled_from((Command(("true",)), Command(("true",)), Serve("m")))
 Becomes = Literal["same", "running", "well", "badly", "shutdown", "vanished"]
-becomes: st.SearchStrategy[Becomes] = st.sampled_from(("same", "running", "running", "well", "badly", "shutdown"))
+becomes: st.SearchStrategy[Becomes] = st.sampled_from(
+    ("same", "running", "running", "well", "badly", "shutdown", "vanished")
+)
 Odd = Literal["no", "sick", "changed", "twice", "foreign"]
 odds: st.SearchStrategy[Odd] = st.sampled_from(("no", "no", "no", "sick", "changed", "twice", "foreign"))
 EXITS = {

@@ -176,13 +176,14 @@ class Core:
         if node not in self.state.nodes:
             return
         self.seen[node], self.seen_ns[node] = beat, self._now
-        minute_passed = self._minute_passed(node)
         actual = {status.run: status for status in beat.runs}
-        for status in beat.runs:
-            run = self.state.runs.get(status.run)
-            if run is None or run.phase == "ended" or run.plan.node != node:
+        live = self._live.setdefault(node, {})
+        # All before the first end: one run's end may meter the others too.
+        self.statuses.update((run_id, status) for run_id, status in actual.items() if run_id in live)
+        for status in actual.values():
+            if status.run not in live:
                 continue
-            self.statuses[status.run] = status
+            run = self.state.runs[status.run]
             if status.phase == "ended":
                 exit = status.exit or Exit("lost", detail="the node gave no exit")
                 if exit.reason == "shutdown" and going and self.state.nodes[node].linked:
@@ -195,13 +196,13 @@ class Core:
                 )
                 if status.url is not None:
                     self._effects.append(ib.Push())
-        for run_id in [run_id for run_id in self._live.get(node, ()) if run_id not in actual]:
+        for run_id in [run_id for run_id in live if run_id not in actual]:
             run = self.state.runs[run_id]
             if run.phase != "placed":
                 self._end_run(run, Exit("lost", detail="its node no longer knows it"))
-        if minute_passed:
+        if self._minute_passed(node):
             self._meter(node)
-        desired = [self.state.runs[run_id] for run_id in self._live.get(node, ())]
+        desired = [self.state.runs[run_id] for run_id in live]
         for order in reconcile(self.state, desired, actual):
             self._effects.append(ib.Tell(node, order))
         self._effects.append(ib.Tell(node, Lease(LEASE_S)))
