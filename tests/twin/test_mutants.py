@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     Mutant("a gang takes chips of other nodes", "computing/place/place.py", "fitting & (kind.node == node)", "fitting"),
     Mutant(
-        "fits_ever refuses what just fits", "computing/place/place.py", ".max()) >= ask.count", ".max()) > ask.count"
+        "fits_ever refuses what just fits", "computing/place/place.py", "largest >= ask.count", "largest > ask.count"
     ),
     Mutant(
         "the index forgets to take",

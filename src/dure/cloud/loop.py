@@ -23,7 +23,7 @@ from dure.store.log import Log
 TURN_ITEMS = 500
 TURN_ASKS = 2000
 """Items, and asks in them, that a turn takes: bounds how long the event loop is held."""
-SNAPSHOT_ROWS = 50_000
+SNAPSHOT_ROWS = 100_000
 LOG_ANSWER_S = 5.0
 REPLAY_ROWS = 10_000
 V = TypeVar("V")
@@ -123,9 +123,11 @@ class Loop:
                 self._push()
                 await asyncio.sleep(0.2)
                 return
+        push = False
         for effect in effects:
+            push = push or isinstance(effect, ib.Push)
             self._act(effect)
-        if ib.Push() in effects:
+        if push:
             self._push()
         if self.log.head - self._snapshot_at >= SNAPSHOT_ROWS:
             self._snapshot_at = self.log.head

@@ -23,6 +23,26 @@ class KindColumns:
         self.free: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         self.node: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         self.usable: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._sizes: tuple[int, int] | None = None
+
+    def sizes(self) -> tuple[int, int]:
+        """(nodes that have chips of this kind, chips on the largest of them), whatever is held of them."""
+        if self._sizes is None:
+            per_node = np.bincount(self.node)
+            self._sizes = int((per_node > 0).sum()), int(per_node.max())
+        return self._sizes
+
+    def renew(self, keep: npt.NDArray[np.bool_]) -> None:
+        """Only the rows kept."""
+        self.ids = [chip for chip, kept in zip(self.ids, keep.tolist(), strict=True) if kept]
+        self.free, self.node, self.usable, self._sizes = self.free[keep], self.node[keep], self.usable[keep], None
+
+    def extend(self, ids: list[str], free: list[int], node: list[int], usable: list[bool]) -> None:
+        self.ids += ids
+        self.free = np.concatenate([self.free, np.array(free, np.int32)])
+        self.node = np.concatenate([self.node, np.array(node, np.int32)])
+        self.usable = np.concatenate([self.usable, np.array(usable, np.bool_)])
+        self._sizes = None
 
 
 class Columns:
@@ -57,14 +77,13 @@ class Columns:
             if chip.node not in self._node_index:
                 self._node_index[chip.node] = len(self.nodes)
                 self.nodes.append(chip.node)
-            columns.ids.append(chip.id)
             self._row[chip.id] = (columns, first + at)
-        free = np.array([WHOLE_CHIP_MILLI - held for _, held, _ in rows], np.int32)
-        node = np.array([self._node_index[chip.node] for chip, _, _ in rows], np.int32)
-        usable = np.array([linked and chip.health == "healthy" for chip, _, linked in rows], np.bool_)
-        columns.free = np.concatenate([columns.free, free])
-        columns.node = np.concatenate([columns.node, node])
-        columns.usable = np.concatenate([columns.usable, usable])
+        columns.extend(
+            [chip.id for chip, _, _ in rows],
+            [WHOLE_CHIP_MILLI - held for _, held, _ in rows],
+            [self._node_index[chip.node] for chip, _, _ in rows],
+            [linked and chip.health == "healthy" for chip, _, linked in rows],
+        )
 
     def take(self, chip: str, milli: int) -> None:
         """Hold `milli` of a chip; negative gives back."""
@@ -81,9 +100,7 @@ class Columns:
         """Forget these chips' rows; the order of the others stays."""
         gone = {chip for chip in chips if chip in self._row}
         for columns in {id(self._row[chip][0]): self._row[chip][0] for chip in gone}.values():
-            keep = np.array([chip not in gone for chip in columns.ids], np.bool_)
-            columns.ids = [chip for chip in columns.ids if chip not in gone]
-            columns.free, columns.node, columns.usable = columns.free[keep], columns.node[keep], columns.usable[keep]
+            columns.renew(np.array([chip not in gone for chip in columns.ids], np.bool_))
             self._row.update({chip: (columns, row) for row, chip in enumerate(columns.ids)})
             if not columns.ids:
                 del self.kinds[columns.kind]

@@ -15,13 +15,12 @@ def fits_ever(columns: Columns, ask: ChipAsk) -> Refusal | None:
     if kind is None:
         known = ", ".join(sorted(columns.kinds)) or "none"
         return Refusal("shape", f"no chip of kind {ask.kind}; kinds here: {known}", "place", {"chips of this kind": 0})
-    per_node = np.bincount(kind.node, minlength=len(columns.nodes))
-    if int(per_node.max()) >= ask.count:
+    nodes, largest = kind.sizes()
+    if largest >= ask.count:
         return None
-    nodes = int((per_node > 0).sum())
     why = (
         f"asks {ask.count} {ask.kind} chips on one node; "
-        f"the largest of {nodes} node(s) has {int(per_node.max())} of {len(kind.ids)} in all"
+        f"the largest of {nodes} node(s) has {largest} of {len(kind.ids)} in all"
     )
     return Refusal("shape", why, "place", {"nodes too small": nodes})
 
