@@ -29,7 +29,7 @@ DEFAULT_PROJECT = "default"
 STOP_S = 2
 _MAX_FRAME = 256 << 20
 _GC = (100_000, 20, 1000)
-"""The state is large, lives long and has no cycles: measured, the default thresholds cost a third of the submissions."""
+"""The state is large, lives long and has no cycles: the default thresholds cost a third of the submissions."""
 
 
 def run(home: Path, fd: int, again: bool) -> None:
