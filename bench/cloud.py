@@ -178,13 +178,13 @@ def submissions(folder: Path, seconds: float) -> list[Figure]:
         url, key = (home / "url").read_text().strip(), (home / "admin.key").read_text().strip()
         way = Way("gateway", url, key, "", None)
         one = _load(way, msgspec.json.encode(body), 64, seconds)
-        many = _load(way, msgspec.json.encode([body] * 100), 4, seconds)
+        many = _load(way, msgspec.json.encode([body] * 100), 16, seconds)
         waiting = sum(view.phase == "waiting" for view in client.workloads())
     direct = f"{one.errors} errors, p50 {one.latency_ms_p50:.1f} ms"
     return [
         Figure("submissions/s over HTTP, 64 clients, one each", round(one.per_s), "/s", at_least=2000, beside=direct),
         Figure(
-            "submissions/s over HTTP, batches of 100, 4 clients",
+            "submissions/s over HTTP, batches of 100, 16 clients",
             round(many.per_s * 100),
             "/s",
             at_least=20_000,
