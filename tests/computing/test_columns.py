@@ -69,7 +69,7 @@ class Index(RuleBasedStateMachine):
         rows = {kind: columns.ids for kind, columns in self.columns.kinds.items() if columns.ids}
         assert sorted(name for ids in rows.values() for name in ids) == sorted(self.known)
         for columns in self.columns.kinds.values():
-            assert len(columns.ids) == len(columns.free) == len(columns.node) == len(columns.usable)
+            assert len(columns.ids) == len(columns.free) == len(columns.node) == len(columns.open)
 
 
 TestIndex = Index.TestCase

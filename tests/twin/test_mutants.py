@@ -24,10 +24,8 @@ class Mutant(Struct):
 
 
 MUTANTS = [
-    Mutant(
-        "place overbooks a chip", "computing/place/place.py", "kind.free >= ask.milli)", "kind.free >= ask.milli - 300)"
-    ),
-    Mutant("a gang takes chips of other nodes", "computing/place/place.py", "fitting & (kind.node == node)", "fitting"),
+    Mutant("place overbooks a chip", "computing/place/place.py", "if left < 0:", "if left < -300:"),
+    Mutant("a gang takes chips of other nodes", "computing/place/place.py", "rows[nodes == node]", "rows[nodes >= 0]"),
     Mutant(
         "fits_ever refuses what just fits", "computing/place/place.py", "largest >= ask.count", "largest > ask.count"
     ),
