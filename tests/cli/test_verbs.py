@@ -215,7 +215,7 @@ def test_stop(control: FakeControl, dure: Dure) -> None:
 
 
 def test_deploy_waits_until_it_answers(control: FakeControl, dure: Dure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dure.cli.watch._POLL_S", 0)
+    monkeypatch.setattr("dure.client.waiting._POLL_S", 0)
     control.on("POST /api/workloads", Answer(Submitted("w2"), 201))
     control.on(
         "GET /api/workloads/w2",
@@ -240,6 +240,17 @@ def test_deploy_that_fails(control: FakeControl, dure: Dure) -> None:
     ran = dure("deploy", "small")
     assert (ran.code, ran.out) == (1, "w2\n")
     assert "small does not answer: w2 is failed\nsha256 differs\nSee: dure why w2" in ran.err
+
+
+def test_deploy_gives_up_on_what_cannot_start(control: FakeControl, dure: Dure) -> None:
+    control.on("POST /api/workloads", Answer(Submitted("w2"), 201))
+    why = Refusal("backoff", "attempt 1 could not start (the file is truncated)", "reconcile")
+    control.on(
+        "GET /api/workloads/w2", samples.an_endpoint("waiting", samples.a_run("ended", exit=Exit("failed")), reason=why)
+    )
+    ran = dure("deploy", "small")
+    assert (ran.code, ran.out) == (1, "w2\n")
+    assert "w2 does not start\nattempt 1 could not start (the file is truncated)" in ran.err
 
 
 def test_deploy_without_waiting_and_refused(control: FakeControl, dure: Dure) -> None:

@@ -11,17 +11,17 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from dure.client import Client
 from dure.client.chat import Message
+from dure.client.waiting import fetched, watch
 from dure.metering.cost import Prices, Used, charge
 from dure.metering.report import bill_line
 from dure.model.errors import DureError
 from dure.model.units import NS_PER_S
-from dure.model.view import Figure, RunView, WorkloadView
+from dure.model.view import Figure, RunView
 from dure.model.workload import Ask, ChipAsk, Serve
 
 MODEL = "smollm2-135m"
 PROMPT = "Write one sentence about the sea."
 """The bundled model is small and knows English only; this it can do."""
-DEPLOY_S = 900.0
 
 
 def ask_first_prompt(client: Client, url: str, prices: Prices, stop: threading.Event) -> None:
@@ -63,35 +63,21 @@ def _wait_answering(client: Client, workload: str, stop: threading.Event) -> Run
         disable=not sys.stderr.isatty(),
         transient=True,
     )
-    deadline, told, first = time.monotonic() + DEPLOY_S, -1, 0
+    told = -1
     with bar:
         task = bar.add_task(f"fetching {MODEL}", total=None, visible=False)
-        while not stop.is_set():
-            view = client.workload(workload)
-            run = view.runs[0] if view.runs else None
-            if run is not None and run.phase == "running":
-                return run
-            if run is not None and run.progress is not None:
-                done, total = run.progress
-                bar.update(task, completed=done, total=total, visible=True)
-                if bar.disable and total and done * 4 // total > told:
-                    told = done * 4 // total
-                    print(f"fetching {MODEL}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
-            first = first or (run.attempt if run is not None else 0)
-            _give_up_if_failed(view, first, deadline)
-            stop.wait(0.1)
-    return None
-
-
-def _give_up_if_failed(view: WorkloadView, first: int, deadline: float) -> None:
-    """A run that could not start (no model file, say) will not do better; another end gets two more tries."""
-    run = view.runs[0] if view.runs else None
-    waits = view.reason is not None and view.reason.code == "backoff"
-    hopeless = run is not None and run.exit is not None and (run.exit.reason == "failed" or run.attempt - first >= 2)
-    if waits and hopeless and view.reason is not None:
-        raise DureError(f"{MODEL} does not start", view.reason.why, f"See: dure why {view.id}")
-    if time.monotonic() > deadline:
-        raise DureError(f"{MODEL} did not start in {DEPLOY_S:.0f} s", do=f"See: dure why {view.id}")
+        for view in watch(client, workload):
+            if stop.is_set():
+                return None
+            if part := fetched(view):
+                bar.update(task, completed=part[0], total=part[1], visible=True)
+                if bar.disable and part[0] * 4 // part[1] > told:
+                    told = part[0] * 4 // part[1]
+                    said = f"fetching {MODEL}: {part[0] / 1e6:.0f} of {part[1] / 1e6:.0f} MB"
+                    print(said, file=sys.stderr, flush=True)
+    if not view.runs or view.runs[0].phase != "running":
+        raise DureError(f"{MODEL} does not answer: it is {view.phase}", do=f"See: dure why {view.id}")
+    return view.runs[0]
 
 
 def _answer(client: Client) -> tuple[str, int, int]:

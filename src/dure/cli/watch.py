@@ -8,31 +8,26 @@ import time
 from dure.cli.look import phase_of
 from dure.cli.render import note
 from dure.client import Client
+from dure.client.waiting import fetched, watch
 from dure.model.view import WorkloadView
 
 _POLL_S = 0.25
 
 
 def until_it_answers(client: Client, id: str, model: str) -> WorkloadView:
-    """The workload once every replica answers, or it is over; a line each time its phase or reason changes."""
+    """The workload once every replica answers, or it is over; a line each time its phase or reason changes.
+
+    Raises DureError when it is hopeless.
+    """
     said = ""
-    while True:
-        view = client.workload(id)
+    for view in watch(client, id):
         state = phase_of(view) + (f": {view.reason.why}" if view.reason else "")
         if state != said:
             note(f"{model}: {state}")
             said = state
-        if view.phase not in ("waiting", "active") or state == "running":
-            return view
-        if _fetched(view) and sys.stderr.isatty():
+        if fetched(view) and sys.stderr.isatty():
             _draw_download(client, id, model)
-        time.sleep(_POLL_S)
-
-
-def _fetched(view: WorkloadView) -> tuple[int, int] | None:
-    """(bytes done, bytes in all) over the replicas that fetch the model now."""
-    parts = [run.progress for run in view.runs if run.phase == "fetching" and run.progress]
-    return (sum(done for done, _ in parts), sum(total for _, total in parts)) if parts else None
+    return view
 
 
 def _draw_download(client: Client, id: str, model: str) -> None:
@@ -44,6 +39,6 @@ def _draw_download(client: Client, id: str, model: str) -> None:
     parts = (name, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*parts, console=Console(stderr=True)) as progress:
         task = progress.add_task(model)
-        while part := _fetched(client.workload(id)):
+        while part := fetched(client.workload(id)):
             progress.update(task, completed=part[0], total=part[1])
             time.sleep(_POLL_S)
