@@ -9,9 +9,11 @@ import re
 import secrets
 import signal
 import socket
+import sys
 from pathlib import Path
 
 from dure import __version__
+from dure.app.child import serve
 from dure.app.metrics import Metrics, Now
 from dure.computing.agent.link import Link
 from dure.computing.agent.node import NodeRuns
@@ -103,3 +105,7 @@ def _node(host: Host, name: str) -> Node:
     total = re.search(r"^MemTotal:\s+(\d+) kB", host.read("proc/meminfo") or "", re.M)
     memory_mib = int(total[1]) // 1024 if total else 0
     return Node(name, socket.gethostname(), memory_mib, __version__, secrets.token_hex(8))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(lambda told: run(told.home, told.fd, told.control, told.fleet, told.node, None)))

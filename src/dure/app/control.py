@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import uvicorn
 import uvloop
 
 from dure import __version__
+from dure.app.child import serve
 from dure.app.settings import prices_of
 from dure.cloud.api.app import make_app
 from dure.cloud.api.resources import Control
@@ -97,3 +99,7 @@ async def _first_start(control: Control) -> None:
     except OSError as error:
         raise DureError(f"The admin key cannot be written to {path}", str(error), "Free space there") from error
     await loop.ask(lambda token: MakeKey(DEFAULT_PROJECT, digest(secret), True, "up", token), str)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(lambda told: run(told.home, told.fd, told.again)))

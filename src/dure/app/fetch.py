@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from dure.app.settings import environment
 from dure.computing.artifacts import HUB, ensure
 from dure.computing.catalogue import load
 from dure.model.errors import DureError
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     told = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        _say(Fetched(str(_fetch(told.home, told.model, os.environ, _reporter(time.monotonic)))))
+        _say(Fetched(str(_fetch(told.home, told.model, environment(), _reporter(time.monotonic)))))
         return 0
     except DureError as error:
         _say(Failed(Problem(error.what, error.why, error.do)))

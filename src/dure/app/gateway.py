@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import aiohttp
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
+from dure.app.child import serve
 from dure.cloud.gateway.answer import Answers
 from dure.cloud.gateway.asgi import LOOPBACK
 from dure.cloud.gateway.forward import Forwarder
@@ -90,3 +92,7 @@ def _config(app: Gateway) -> uvicorn.Config:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=STOP_S,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(serve(lambda told: run(told.home, told.fd, told.control, told.agent)))

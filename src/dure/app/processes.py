@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dure.app.__main__ import LAST_WORDS, UNUSABLE
+from dure.app.child import LAST_WORDS, UNUSABLE
 from dure.model.errors import DureError
 
 RESTART_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)

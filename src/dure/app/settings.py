@@ -22,11 +22,16 @@ _FETCH = (
 )
 
 
+def environment() -> Mapping[str, str]:
+    """All of it, for a child that picks what it needs."""
+    return dict(os.environ)
+
+
 def child_environment(fetches: bool) -> Mapping[str, str]:
     """What a process of Dure needs of our environment; one that fetches models also needs pip's."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in environment().items()
         if name in _CHILD or (fetches and (name in _FETCH or name.startswith(_FETCH_PREFIXES)))
     }
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dure.app.child import explain
 from dure.app.first import ask_first_prompt
 from dure.app.processes import Child
 from dure.app.settings import child_environment, prices_of
@@ -196,7 +197,7 @@ def _children(
     made = []
     for name, listening in zip(("control", "gateway", "agent"), ports, strict=True):
         fd = listening.fileno()
-        argv = [sys.executable, "-m", "dure.app", name, *shared, "--fd", str(fd)]
+        argv = [sys.executable, "-m", f"dure.app.{name}", *shared, "--fd", str(fd)]
         log = home / "logs" / f"{name}.log"
         made.append(Child(name, argv, child_environment(fetches=name == "agent"), (fd, lock), log))
     return made
@@ -265,3 +266,11 @@ def _end_left_runs(home: Path) -> None:
     deadline = time.monotonic() + GRACE_S + 5
     while any(folder.is_held() for folder in left) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except DureError as error:
+        explain(error)
+        sys.exit(1)
