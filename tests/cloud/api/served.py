@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,13 +79,16 @@ class Served:
         self._failed: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._started.wait(PATIENCE_S), "control did not start"
+        assert self._started.wait(PATIENCE_S) and not self._failed, f"control did not start: {self._failed}"
 
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # the thread's edge: `close` tells
+        except BaseException as error:  # the thread's edge
             self._failed.append(error)
+        finally:
+            self._sock.close()
+            self._started.set()
 
     async def _serve(self) -> None:
         self._here = asyncio.get_running_loop()
@@ -163,10 +167,12 @@ class FakeAgent:
 
     def __init__(self, port: int, key: str = LINK, path: str = "/link/agent") -> None:
         headers = {"Authorization": f"Bearer {key}"}
-        self.socket: ClientConnection = connect(
-            f"ws://127.0.0.1:{port}{path}", additional_headers=headers, max_size=None, compression=None, proxy=None
-        )
-        self.close = self.socket.close
+        with ExitStack() as stack:
+            url, free = f"ws://127.0.0.1:{port}{path}", {"max_size": None, "max_queue": None}
+            self.socket: ClientConnection = stack.enter_context(
+                connect(url, additional_headers=headers, proxy=None, **free)
+            )
+            self.close = stack.pop_all().close
 
     def say(self, said: AgentSays) -> None:
         self.socket.send(msgspec.json.encode(said).decode())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from litestar import MediaType, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Struct, json
 
 from dure import __version__
@@ -114,14 +114,14 @@ async def chips(request: AnyRequest) -> Response[bytes]:
 
 
 @get("/api/workloads", responses={200: ResponseSpec(list[WorkloadView])})
-async def workloads(request: AnyRequest, all: bool = False) -> Response[bytes]:
+async def workloads(request: AnyRequest, all: FromQuery[bool] = False) -> Response[bytes]:
     """Each workload as it is when its turn comes; those that ended only with `all`."""
     core = control_of(request).loop.core
     return await in_pieces(views.workload(core, held) for held in views.listed(core, scope_of(request), all))
 
 
 @post("/api/workloads")
-async def submit(request: AnyRequest, data: Ask | list[Ask]) -> Response[Any]:
+async def submit(request: AnyRequest, data: JSONBody[Ask | list[Ask]]) -> Response[Any]:
     """One ask: 201, or 409 with the refusal. A list of up to 1000: 200 with one answer each, in order."""
     key = key_of(request)
     asks = tuple(data) if isinstance(data, list) else (data,)
@@ -143,12 +143,12 @@ async def submit(request: AnyRequest, data: Ask | list[Ask]) -> Response[Any]:
 
 
 @get("/api/workloads/{workload_id:str}")
-async def workload(request: AnyRequest, workload_id: str) -> WorkloadView:
+async def workload(request: AnyRequest, workload_id: FromPath[str]) -> WorkloadView:
     return views.workload(control_of(request).loop.core, workload_of(request, workload_id))
 
 
 @post("/api/workloads/{workload_id:str}/stop", status_code=200)
-async def stop(request: AnyRequest, workload_id: str) -> WorkloadView:
+async def stop(request: AnyRequest, workload_id: FromPath[str]) -> WorkloadView:
     workload_of(request, workload_id)
     by = key_of(request).id
     await control_of(request).loop.ask(lambda token: StopWork(workload_id, by, token), str)
@@ -156,7 +156,7 @@ async def stop(request: AnyRequest, workload_id: str) -> WorkloadView:
 
 
 @get("/api/workloads/{workload_id:str}/why")
-async def why(request: AnyRequest, workload_id: str) -> list[StoryLine]:
+async def why(request: AnyRequest, workload_id: FromPath[str]) -> list[StoryLine]:
     """The workload's story from the log; also of one that memory has let go."""
     log = control_of(request).loop.log
     rows = await asyncio.to_thread(log.read, 0, 10_000, workload_id)
@@ -170,10 +170,10 @@ async def why(request: AnyRequest, workload_id: str) -> list[StoryLine]:
 @get("/api/workloads/{workload_id:str}/log")
 async def log(
     request: AnyRequest,
-    workload_id: str,
-    run: str | None = None,
-    offset: Annotated[int, Parameter(ge=0)] = 0,
-    wait_s: Annotated[float, Parameter(ge=0, le=30)] = 0,
+    workload_id: FromPath[str],
+    run: FromQuery[str | None] = None,
+    offset: Annotated[int, QueryParameter(ge=0)] = 0,
+    wait_s: Annotated[float, QueryParameter(ge=0, le=30)] = 0,
 ) -> LogView:
     """Output of a run from `offset`; waits up to `wait_s` for some when there is none yet."""
     control, now = control_of(request), asyncio.get_running_loop().time
@@ -205,7 +205,9 @@ async def models(request: AnyRequest) -> list[ModelView]:
 
 @get("/api/report/{what:str}")
 async def report(
-    request: AnyRequest, what: str, by: Literal["project", "workload", "model", "chip"] = "project"
+    request: AnyRequest,
+    what: FromPath[str],
+    by: FromQuery[Literal["project", "workload", "model", "chip"]] = "project",
 ) -> Report:
     need_admin(request)
     control = control_of(request)
@@ -233,7 +235,7 @@ async def projects(request: AnyRequest) -> list[ProjectView]:
 
 
 @post("/api/projects")
-async def create_project(request: AnyRequest, data: NewProject) -> ProjectView:
+async def create_project(request: AnyRequest, data: JSONBody[NewProject]) -> ProjectView:
     by = need_admin(request).id
     loop = control_of(request).loop
     if data.name in loop.core.state.projects:
@@ -249,7 +251,7 @@ async def keys(request: AnyRequest) -> list[KeyView]:
 
 
 @post("/api/keys")
-async def create_key(request: AnyRequest, data: NewKey) -> KeyMade:
+async def create_key(request: AnyRequest, data: JSONBody[NewKey]) -> KeyMade:
     by = need_admin(request).id
     secret = new_secret()
     made = await control_of(request).loop.ask(
@@ -263,8 +265,8 @@ async def create_key(request: AnyRequest, data: NewKey) -> KeyMade:
 @get("/api/events")
 async def events(
     request: AnyRequest,
-    after: Annotated[int, Parameter(ge=0)] = 0,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
 ) -> list[EventView]:
     need_admin(request)
     return views.events(await asyncio.to_thread(control_of(request).loop.log.read, after, limit))

@@ -114,6 +114,9 @@ def frozen(ledger: Ledger, now_ns: int) -> Ledger:
     """The ledger at `now_ns`, to be read in a thread: nothing in it is folded into any more."""
     settled = settle(ledger, now_ns)
     settled.idle_energy_uj = settled.idle_energy_uj.copy()
+    settled.keys, settled.nodes = {}, {}  # no report reads them
+    for chip_time in settled.chips.values():
+        chip_time.held = chip_time.held.copy()
     for workload_id, row in settled.workloads.items():
         if not row.ended or row.tokens:
             tokens = {caller: copy(sums) for caller, sums in row.tokens.items()}
