@@ -46,7 +46,7 @@ def test_the_same_beat_twice_changes_nothing_more() -> None:
     said = beat("a", over("w1.0.1"), status("w2.0.1", url="http://x"))
     small.turn(said, said)
     told = [type(event).__name__ for event in small.events]
-    assert told == ["RunsMetered", "RunEnded", "WorkloadEnded", "RunMoved"]
+    assert told == ["RunEnded", "WorkloadEnded", "RunMoved"]
     small.turn(said)
     assert small.events == [] and small.orders("a", Forget) == [Forget("w1.0.1")]
     small.turn(beat("a", over("w2.0.1"), over("w2.0.1")))
@@ -237,6 +237,17 @@ def test_a_nodes_energy_counter_is_split_over_its_runs_and_idle(first: int) -> N
     assert told[0].idle_energy_uj == 60_000_000, "120 core seconds, 60 of them at work"
     assert told[1:] == [], "the minute is metered with the end"
     small.assert_replayable()
+
+
+def test_on_a_node_with_a_counter_one_beat_meters_once_however_many_end() -> None:
+    small = cloud(3, "cpu")
+    small.submit(CORE, CORE, CORE)
+    small.turn(beat("a", *(status(f"w{number}.0.1") for number in (1, 2, 3)), energy_uj=0))
+    said = [over("w1.0.1", cpu_s=10), over("w2.0.1", cpu_s=20), status("w3.0.1", cpu_s=30)]
+    small.turn(beat("a", *said, energy_uj=90_000_000), after_s=30)
+    (told,) = small.of(ev.RunsMetered)
+    assert [row.energy_uj for row in told.rows] == [10_000_000, 20_000_000, 30_000_000]
+    assert told.idle_energy_uj == 30_000_000
 
 
 def test_a_new_agents_counter_is_never_compared_with_the_old_ones() -> None:

@@ -18,7 +18,7 @@ from dure.model import event as ev
 from dure.model.units import NS_PER_MINUTE, NS_PER_S
 from dure.model.view import Submitted
 from dure.model.wire import Beat, Hello, Lease, Recorded, RunStatus, Start, Stop
-from dure.model.workload import ChipAsk, Command, Exit, Plan, Refusal, Serve, Workload, WorkloadPhase
+from dure.model.workload import Ask, ChipAsk, Command, Exit, Plan, Refusal, Serve, Workload, WorkloadPhase
 
 LEASE_S = 120.0
 """A run lives this long without a word from control; restarts of control and agent take seconds."""
@@ -58,7 +58,7 @@ class Core:
             if run.phase != "ended":
                 self._live.setdefault(run.plan.node, {})[run.id] = None
         for need, not_before_ns in self.state.needs.items():
-            self._queue.add(need, self._shape(need), not_before_ns)
+            self._queue.add(need, _shape(self.state, need), not_before_ns)
 
     def replay(self, at_ns: int, event: ev.Event) -> None:
         """Fold one event of the log; call `reindex` after the last."""
@@ -77,7 +77,7 @@ class Core:
             case ib.AgentBeat():
                 self._beat(item.node, item.beat)
             case ib.Submit():
-                done = tuple(self._submit(Workload(self._next_id(), ask, item.by, self._now)) for ask in item.asks)
+                done = tuple(self._submit(ask, item.by) for ask in item.asks)
                 self._effects.append(ib.Reply(item.reply, done))
             case ib.StopWork():
                 self._stop(item)
@@ -104,10 +104,8 @@ class Core:
         account(self.ledger, self._now, event)
         self._events.append(event)
 
-    def _next_id(self) -> str:
-        return f"w{self.state.next_workload}"
-
-    def _submit(self, workload: Workload) -> Submitted:
+    def _submit(self, ask: Ask, by: str) -> Submitted:
+        workload = Workload(f"w{self.state.next_workload}", ask, by, self._now)
         refusal = admit(self.state, self.columns, self.models, workload.ask)
         if refusal is not None:
             self._emit(ev.WorkloadRefused(workload, refusal))
@@ -127,9 +125,11 @@ class Core:
             return
         if held.phase not in ENDS and held.stop_by is None:
             self._emit(ev.StopAsked(item.workload, item.by))
-            for run in self._live_runs(held):
+            live = _live_runs(self.state, held)
+            for run in live:
                 self._effects.append(ib.Tell(run.plan.node, Stop(run.id)))
-            self._end_if_stopped(held)
+            if not live:
+                self._emit(_ended_by_stop(held))
             if isinstance(held.workload.ask.work, Serve):
                 self._effects.append(ib.Push())
         self._effects.append(ib.Reply(item.reply, item.workload))
@@ -200,27 +200,20 @@ class Core:
             run = self.state.runs[run_id]
             if run.phase != "placed":
                 self._end_run(run, Exit("lost", detail="its node no longer knows it"))
-        if self._minute_passed(node):
+        first_reading = beat.energy_uj is not None and node not in self.state.counters
+        oldest_ns = min((self.state.runs[run_id].metered_at_ns for run_id in live), default=self._now)
+        if first_reading or oldest_ns // NS_PER_MINUTE < self._now // NS_PER_MINUTE:
             self._meter(node)
         desired = [self.state.runs[run_id] for run_id in live]
         for order in reconcile(self.state, desired, actual):
             self._effects.append(ib.Tell(node, order))
         self._effects.append(ib.Tell(node, Lease(LEASE_S)))
 
-    def _minute_passed(self, node: str) -> bool:
-        """Has a UTC minute begun since the longest unmetered run of the node was last metered?
-
-        Also true of a counter's first reading, from which the next ones count.
-        """
-        if self.seen[node].energy_uj is not None and node not in self.state.counters:
-            return True
-        oldest = min((self.state.runs[run].metered_at_ns for run in self._live.get(node, ())), default=self._now)
-        return oldest // NS_PER_MINUTE < self._now // NS_PER_MINUTE
-
     def _meter(self, node: str, ended: RunState | None = None) -> None:
         """Log the usage of the node's live runs, or of the one that `ended`.
 
-        A node's own energy counter is split over all its runs, so there all of them are metered.
+        A node's own energy counter is split over all its runs, so there all of them are metered: once
+        for all that end in one beat.
         """
         beat = self.seen.get(node, Beat(()))
         if ended is None or beat.energy_uj is not None:
@@ -234,6 +227,12 @@ class Core:
             status = self.statuses.get(run.id)
             cpu_ns = max(run.metered_cpu_ns, status.cpu_ns if status else 0)
             held.append(HeldRun(run.id, run.plan.slices, run.metered_at_ns, run.metered_cpu_ns, cpu_ns))
+        if (
+            ended is not None
+            and ended.metered_at_ns == self._now
+            and all(run.cpu_ns == run.logged_cpu_ns for run in held)
+        ):
+            return
         counter = NodeCounter(node, beat.energy_uj, beat.meter)
         event = measure(chips, held, counter, self.state.counters.get(node, NodeLogged()), self._now)
         if event is not None:
@@ -252,7 +251,8 @@ class Core:
             return
         self._effects.append(ib.Push())
         if held.stop_by is not None:
-            self._end_if_stopped(held)
+            if not _live_runs(self.state, held):
+                self._emit(_ended_by_stop(held))
             return
         need = f"{run.workload}.{run.replica}"
         retry_ns = self.state.needs[need]
@@ -262,18 +262,7 @@ class Core:
         why = f"attempt {run.attempt} {told(exit)}; attempt {run.attempt + 1} {when}"
         self._emit(ev.WorkloadWaits(run.workload, Refusal("backoff", why, "reconcile", {}, retry_ns)))
 
-    def _live_runs(self, held: WorkloadState) -> list[RunState]:
-        runs = [self.state.runs[run_id] for run_id in held.runs.values()]
-        return [run for run in runs if run.phase != "ended"]
-
-    def _end_if_stopped(self, held: WorkloadState) -> None:
-        if not self._live_runs(held):
-            self._emit(ev.WorkloadEnded(held.workload.id, "stopped", f"stopped by {held.stop_by}"))
-
     # Placement
-
-    def _shape(self, need: str) -> ChipAsk:
-        return self.state.workloads[need.rpartition(".")[0]].workload.ask.chips
 
     def _place_all(self) -> None:
         still: Callable[[str], bool] = self.state.needs.__contains__
@@ -288,7 +277,10 @@ class Core:
                 self._queue.block(shape, plan)
             else:
                 self._queue.placed(need, shape)
-                self._start(need, plan)
+                event = _next_run(self.state, need, plan)
+                self._emit(event)
+                self._live.setdefault(plan.node, {})[event.run] = None
+                self._effects.append(ib.Tell(plan.node, Start(spec_of(self.state, self.state.runs[event.run]))))
                 placed += 1
         for need, refusal in self._queue.untold(still):
             workload = need.rpartition(".")[0]
@@ -296,14 +288,25 @@ class Core:
             if reason is None or reason.code != refusal.code:
                 self._emit(ev.WorkloadWaits(workload, refusal))
 
-    def _start(self, need: str, plan: Plan) -> None:
-        workload, _, replica = need.rpartition(".")
-        before = self.state.workloads[workload].runs.get(int(replica))
-        attempt = 1 if before is None else int(before.rpartition(".")[2]) + 1
-        run_id = f"{need}.{attempt}"
-        self._emit(ev.RunPlaced(run_id, workload, int(replica), attempt, plan))
-        self._live.setdefault(plan.node, {})[run_id] = None
-        self._effects.append(ib.Tell(plan.node, Start(spec_of(self.state, self.state.runs[run_id]))))
+
+def _shape(state: State, need: str) -> ChipAsk:
+    return state.workloads[need.rpartition(".")[0]].workload.ask.chips
+
+
+def _next_run(state: State, need: str, plan: Plan) -> ev.RunPlaced:
+    workload, _, replica = need.rpartition(".")
+    before = state.workloads[workload].runs.get(int(replica))
+    attempt = 1 if before is None else int(before.rpartition(".")[2]) + 1
+    return ev.RunPlaced(f"{need}.{attempt}", workload, int(replica), attempt, plan)
+
+
+def _live_runs(state: State, held: WorkloadState) -> list[RunState]:
+    runs = [state.runs[run_id] for run_id in held.runs.values()]
+    return [run for run in runs if run.phase != "ended"]
+
+
+def _ended_by_stop(held: WorkloadState) -> ev.WorkloadEnded:
+    return ev.WorkloadEnded(held.workload.id, "stopped", f"stopped by {held.stop_by}")
 
 
 def _verdict(exit: Exit, stop_by: str | None) -> tuple[WorkloadPhase, str]:
