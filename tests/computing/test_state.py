@@ -180,3 +180,11 @@ def test_a_snapshot_in_the_middle_is_as_good_as_the_whole_log(monkeypatch: pytes
     said = [beat("a", over("w13.0.1"), over("w14.0.1"))]
     assert core.turn(later, said)[0] == small.core.turn(later, said)[0]
     assert columns_of(core.state).snapshot() == small.core.columns.snapshot()
+
+
+def test_a_core_made_of_a_state_knows_what_lives_and_what_waits() -> None:
+    small = cloud(1)
+    small.submit(JOB, JOB)
+    core = Core(("m",), json.decode(json.encode(small.state), type=State))
+    events, _ = core.turn(small.now_ns, [beat("a", over("w1.0.1"))])
+    assert [event.run for event in events if isinstance(event, ev.RunEnded | ev.RunPlaced)] == ["w1.0.1", "w2.0.1"]
