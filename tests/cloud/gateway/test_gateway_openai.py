@@ -145,6 +145,8 @@ def test_a_body_past_8_mib_is_refused_early(cloud: Cloud) -> None:
         made.sendall(f"{head}Content-Length: {10 << 20}\r\n\r\n".encode())
         assert made.recv(12) == b"HTTP/1.1 413"
     headers = {"Authorization": f"Bearer {KEY}"}
+    sent = httpx.post(f"{cloud.url}/v1/completions", content=b"x" * (10 << 20), headers=headers, timeout=20)
+    assert sent.status_code == 413  # also for a client that reads only once it has sent everything
 
     def endless() -> Any:  # while reading, without a length
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -18,6 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT_S = 60.0
+DRAIN_BYTES, DRAIN_S, DRAIN_IDLE_S = 64 << 20, 10.0, 0.5
 WATCH_AFTER_S = 0.05
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::[0-9]{1,5})?")
@@ -78,6 +80,7 @@ def check_site(request: Request, allowed: frozenset[str]) -> None:
 async def read_body(request: Request, receive: Receive, limit: int) -> bytes:
     """The whole body, at most `limit` bytes. Raises ApiError 413 before reading more than that, 408 when it stalls."""
     if request.length is not None and request.length > limit:
+        await _drain(receive)
         raise too_big(limit)
     message = await receive()
     if not message.get("more_body"):
@@ -92,6 +95,8 @@ async def read_body(request: Request, receive: Receive, limit: int) -> bytes:
                 parts.append(message["body"])
                 size += len(message["body"])
                 if size > limit:
+                    parts.clear()
+                    await _drain(receive)
                     raise too_big(limit)
                 if not message["more_body"]:
                     return b"".join(parts)
@@ -99,6 +104,18 @@ async def read_body(request: Request, receive: Receive, limit: int) -> bytes:
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s", code="timeout") from None
     raise ApiError(400, "The client left before its body was whole", code="client_left")
+
+
+async def _drain(receive: Receive) -> None:
+    """Drop what is still coming, within bounds: a client that is cut off while it sends never sees the 413."""
+    left = DRAIN_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0:
+                message = await asyncio.wait_for(receive(), DRAIN_IDLE_S)
+                left -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 def too_big(limit: int) -> ApiError:
