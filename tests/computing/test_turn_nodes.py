@@ -8,6 +8,7 @@ from tests.computing.small import JOB, SERVE, Small, beat, chip, chips, hello, o
 
 from dure.computing import inbox as ib
 from dure.model import event as ev
+from dure.model.units import NS_PER_S
 from dure.model.usage import RunMeter
 from dure.model.wire import Forget, Lease, Start, Stop
 from dure.model.workload import Ask, ChipAsk, Command, Exit
@@ -274,3 +275,17 @@ def test_a_link_that_was_cut_does_not_break_the_counter() -> None:
     told = [entry.event for entry in small.log if isinstance(entry.event, ev.RunsMetered)]
     measured = sum((event.idle_energy_uj or 0) + sum(row.energy_uj or 0 for row in event.rows) for event in told)
     assert measured == 120_000_000
+
+
+def test_usage_is_metered_up_to_now_before_a_report() -> None:
+    small = Small()
+    small.turn(hello("a", chips("a", 2)))
+    small.submit(JOB)
+    small.turn(beat("a", status("w1.0.1", cpu_s=2)), after_s=1)
+    small.turn(ib.MeterNow(9), after_s=1)
+    (metered,) = [event for event in small.events if isinstance(event, ev.RunsMetered)]
+    assert [(row.run, row.cpu_ns) for row in metered.rows] == [("w1.0.1", 2 * NS_PER_S)]
+    small.turn(beat("a", over("w1.0.1", cpu_s=3)), after_s=1)
+    (rest,) = [event for event in small.events if isinstance(event, ev.RunsMetered)]
+    assert [row.cpu_ns for row in rest.rows] == [NS_PER_S]
+    small.assert_replayable()

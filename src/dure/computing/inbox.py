@@ -60,11 +60,19 @@ class UsageIn(Struct, frozen=True):
     usage: Usage
 
 
+class MeterNow(Struct, frozen=True):
+    """Log what live runs have used up to now, before a report is read."""
+
+    reply: int
+
+
 class Tick(Struct, frozen=True):
     """Time has passed; nothing else has."""
 
 
-Item = Started | Submit | StopWork | MakeProject | MakeKey | AgentHello | AgentBeat | AgentGone | UsageIn | Tick
+Item = (
+    Started | Submit | StopWork | MakeProject | MakeKey | AgentHello | AgentBeat | AgentGone | UsageIn | MeterNow | Tick
+)
 
 
 class Reply(Struct, frozen=True):

@@ -94,6 +94,10 @@ class Core:
                 self._effects.append(ib.Reply(item.reply, item.project))
             case ib.MakeKey():
                 self._make_key(item)
+            case ib.MeterNow():
+                for node in [node for node in self.seen if self._live.get(node)]:
+                    self._meter(node)
+                self._effects.append(ib.Reply(item.reply, ""))
             case ib.Started():
                 self._emit(ev.ControlStarted(item.version))
             case ib.Tick():

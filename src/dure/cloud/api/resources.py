@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,11 +18,12 @@ from dure.cloud.api import views
 from dure.cloud.api.problems import AnyRequest, Problem, not_found
 from dure.cloud.keys import digest, new_secret
 from dure.cloud.loop import Loop
-from dure.computing.inbox import MakeKey, MakeProject, StopWork, Submit
+from dure.computing.inbox import MakeKey, MakeProject, MeterNow, StopWork, Submit
 from dure.computing.state import KeyState, WorkloadState
 from dure.metering import report as reports
 from dure.metering.cost import Prices
 from dure.model.artifact import ModelEntry
+from dure.model.errors import LogUnwritable
 from dure.model.view import (
     ChipView,
     ErrorView,
@@ -211,9 +213,11 @@ async def report(
 ) -> Report:
     need_admin(request)
     control = control_of(request)
-    now_ns = control.clock_ns()
     if what not in ("usage", "energy", "cost"):
         raise not_found(f"No report {what}", "Reports: usage, energy, cost")
+    with contextlib.suppress(LogUnwritable):  # then the report is as of the last minute
+        await control.loop.ask(MeterNow, str)
+    now_ns = control.clock_ns()
     ledger = views.frozen(control.loop.core.ledger, now_ns)
     if what == "cost":
         return await asyncio.to_thread(reports.cost, ledger, by, now_ns, control.prices)
