@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench.figures import Figure
 from dure.model.event import Entry, RunEnded, RunMoved, RunPlaced, RunsMetered, WorkloadEnded, WorkloadSubmitted
 from dure.model.usage import RunMeter
 from dure.model.workload import Ask, Command, Exit, Plan, Slice, Workload
@@ -90,30 +90,31 @@ def replay(log: SqliteLog) -> None:
         log.read(start, 4096)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: the temporary folder)")
-    where = parser.parse_args().dir
+def figures(where: Path | None = None) -> Iterator[Figure]:
+    """`where`: a folder on the disk to measure."""
     with tempfile.TemporaryDirectory(dir=where) as made:
         folder = Path(made)
         size = sum(len(row[4]) for row in seal(entries(600), 0, GENESIS)) // 600
-        print(
-            f"SQLite {sqlite3.sqlite_version}, synchronous=FULL, {size} bytes an event, load {os.getloadavg()[0]:.1f}"
-        )
         for batch in (1, 10, 100, 1000):
             ours, theirs = appends(folder, batch)
-            ratio = ours / theirs
-            print(f"append, batches of {batch:>4}: {ours:>9,.0f} rows/s   bare {theirs:>9,.0f}   ratio {ratio:.2f}")
+            beside = f"{size} bytes a row, synchronous=FULL; bare SQLite {theirs:,.0f}: ratio {ours / theirs:.2f}"
+            yield Figure(f"durable appends, batches of {batch}", round(ours), "rows/s", beside=beside)
         log = SqliteLog(folder / "replay")
         log.append(entries(REPLAYED))
+        gc.disable()  # as control does while it replays
         replayed = statistics.median(rate(log.head, lambda: replay(log)) for _ in range(5))
-        gc.disable()  # as a process may while it replays, before it serves
-        paused = statistics.median(rate(log.head, lambda: replay(log)) for _ in range(5))
         gc.enable()
         verified = statistics.median(rate(log.head, log.verify) for _ in range(5))
-        print(f"replay (read, check against the chain, decode): {replayed:,.0f} events/s, {paused:,.0f} with gc paused")
-        print(f"verify: {verified:,.0f} rows/s")
+        beside = f"verify alone {verified:,.0f} rows/s"
+        yield Figure("replay: read, check against the chain, decode", round(replayed), "events/s", beside=beside)
         log.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure (default: the temporary folder)")
+    for figure in figures(parser.parse_args().dir):
+        print(figure.line(), flush=True)
 
 
 if __name__ == "__main__":
