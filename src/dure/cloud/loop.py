@@ -59,6 +59,9 @@ class Loop:
         self.agents: dict[str, asyncio.Queue[Order]] = {}
         self.gateways: dict[int, asyncio.Queue[ToGateway]] = {}
         self._models, self._clock_ns, self._link_key = models, clock_ns, link_key
+        self.on_disk = asyncio.Event()
+        """Clear while the core is ahead of the log: what it says now may yet be forgotten."""
+        self.on_disk.set()
         self._inbox: list[ib.Item] = []
         self._wake = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[object]] = {}
@@ -111,6 +114,7 @@ class Loop:
         events, effects = self.core.turn(now_ns, items)
         if events:
             entries = [Entry(now_ns, event) for event in events]
+            self.on_disk.clear()
             try:
                 await asyncio.to_thread(self.log.append, entries)
             except LogUnwritable as error:
@@ -121,8 +125,10 @@ class Loop:
                     if isinstance(effect, ib.Tell) and isinstance(effect.order, Lease):
                         self._act(effect)  # owes nothing to the events: a full disk must not end what runs
                 self._push()
+                self.on_disk.set()
                 await asyncio.sleep(0.2)
                 return
+            self.on_disk.set()
         push = False
         for effect in effects:
             push = push or isinstance(effect, ib.Push)
@@ -134,6 +140,7 @@ class Loop:
             raw = json.encode(Snapshot(self.core.state, self.core.ledger))
             with contextlib.suppress(LogUnwritable):  # only the next start is slower
                 await asyncio.to_thread(self.log.save_snapshot, self._snapshot_at, raw)
+        await asyncio.sleep(0)  # who waited for `on_disk` reads before the next turn
 
     def _undo(self, items: Sequence[ib.Item], error: LogUnwritable) -> None:
         # Said once only, so they come again; a beat comes again by itself, an ask is its caller's to repeat.

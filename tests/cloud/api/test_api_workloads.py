@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cloud.api.served import Served, job, until
+from tests.cloud.api.served import Answer, Served, job, until
 
 from dure.cloud.api import resources
 from dure.model.errors import LogUnwritable
@@ -40,11 +40,18 @@ ECHO = Ask(Serve("simulated-echo"), ChipAsk("cpu", 1, 500))
 
 
 class FullLog(MemoryLog):
-    """A log whose disk can be full."""
+    """A log whose disk can be full, or slow while `gate` is clear."""
 
-    full = False
+    full = trying = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def append(self, entries: Sequence[Entry]) -> int:
+        self.trying = True
+        assert self.gate.wait(20)
         if self.full:
             raise LogUnwritable("the log cannot be written", "the disk is full", "Free some space")
         return super().append(entries)
@@ -235,6 +242,33 @@ def test_a_full_disk_is_507_and_nothing_has_happened(tmp_path: Path) -> None:
         assert control.submit(job()).as_(Submitted).id == "w2"
         assert control.post("/api/projects", {"name": "p2"}).status == 201
         agent.close()
+
+
+def test_nobody_is_shown_what_is_not_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = FullLog()
+    with closing(Served(tmp_path, log)) as control:
+        real, waiting = control.loop.on_disk.wait, threading.Event()
+
+        async def spied() -> bool:
+            waiting.set()
+            return await real()
+
+        monkeypatch.setattr(control.loop.on_disk, "wait", spied)
+        log.full, log.trying = True, False
+        log.gate.clear()
+        seen: list[Answer] = []
+        asks = threading.Thread(target=lambda: seen.append(control.submit(job())))
+        asks.start()
+        until(lambda: log.trying)
+        assert len(control.loop.core.state.workloads) == 1, "the fold is ahead"
+        reads = threading.Thread(target=lambda: seen.append(control.request("GET", "/api/workloads?all=true")))
+        reads.start()
+        assert waiting.wait(20)
+        log.gate.set()
+        for thread in (asks, reads):
+            thread.join(20)
+        assert sorted(answer.status for answer in seen) == [200, 507]
+        assert [answer.body for answer in seen if answer.status == 200] == [b"[]"]
 
 
 def test_a_fault_of_ours_is_named_and_its_inside_goes_to_the_log(

@@ -22,9 +22,11 @@ BODY_MAX_BYTES = 64 * 2**20
 
 
 async def _check_key(request: AnyRequest) -> Response[Failed] | None:
+    control: Control = request.app.state.control
+    if request.method == "GET":  # nobody is shown what is not on disk
+        await control.loop.on_disk.wait()
     if request.route_handler.opt.get("open"):
         return None
-    control: Control = request.app.state.control
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     key = control.loop.core.state.keys.get(digest(secret.strip())) if scheme.lower() == "bearer" else None
     if key is None:
