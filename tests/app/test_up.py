@@ -154,10 +154,8 @@ def test_a_damaged_log_is_named_by_its_row(up: Up) -> None:
     with closing(sqlite3.connect(up.home / "log.sqlite")) as db:
         find = "SELECT offset FROM log WHERE instr(body, 'workload_submitted') ORDER BY offset LIMIT 1"
         offset = db.execute(find).fetchone()[0]
-        db.execute(
-            "UPDATE log SET body = CAST(replace(CAST(body AS TEXT), 'true', 'evil') AS BLOB) WHERE offset = ?",
-            (offset,),
-        )
+        change = "UPDATE log SET body = CAST(replace(CAST(body AS TEXT), 'true', 'evil') AS BLOB) WHERE offset = ?"
+        db.execute(change, (offset,))
         db.commit()
     assert f"damaged at offset {offset}\n" in up.fails()
     up.nothing_left()
@@ -199,12 +197,12 @@ def test_a_cloud_from_its_start_to_its_end(up: Up, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("argv", [("a\0b",), ("sh", "-c", "exit\0 3"), ("/no/such/command",), ("/",), ("x" * 100_000,)])
-def test_a_command_that_cannot_run_fails_with_a_reason(up: Up, argv: tuple[str, ...]) -> None:
+def test_a_command_that_cannot_run_fails_with_a_reason(up: Up) -> None:
     client = up.ready()
-    job = submit(client, *argv)
-    phase(client, job, "failed")
-    assert "could not start" in client.why(job)[-1].text or "127" in client.why(job)[-1].text
+    for argv in (("a\0b",), ("sh", "-c", "exit\0 3"), ("/no/such/command",), ("/",), ("x" * 100_000,)):
+        job = submit(client, *argv)
+        phase(client, job, "failed")
+        assert "could not start" in client.why(job)[-1].text, argv[0][:20]
     phase(client, submit(client, "true"), "done")
     assert up.signal()[0] == 0
     up.nothing_left()
