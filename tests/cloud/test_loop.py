@@ -326,6 +326,7 @@ def test_a_snapshot_and_what_followed_is_the_log_from_its_beginning(steps: list[
         log = MemoryLog()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop_module, "SNAPSHOT_ROWS", every)
+            patch.setattr(loop_module, "REPLAY_ROWS", 3)
             async with running(log) as loop:
                 loop.put(hello())
                 for step, number in steps:
@@ -333,7 +334,7 @@ def test_a_snapshot_and_what_followed_is_the_log_from_its_beginning(steps: list[
                 await loop.ask(lambda token: ib.MakeProject("last", "up", token), str)
                 live = bytes_of(loop.core)
                 await true_soon(lambda: log.head < every or log.load_snapshot() is not None)
-        assert bytes_of(restore(log, MODELS)) == bytes_of(restore(NoSnapshots(log), MODELS)) == live
+            assert bytes_of(restore(log, MODELS)) == bytes_of(restore(NoSnapshots(log), MODELS)) == live
 
     asyncio.run(main())
 

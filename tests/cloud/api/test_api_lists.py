@@ -15,7 +15,8 @@ from dure.cloud.api.resources import in_pieces
 from dure.computing import inbox as ib
 from dure.computing.turn import Core
 from dure.metering import report as reports
-from dure.model.chip import Node
+from dure.metering.ledger import Ledger
+from dure.model.chip import Node, Power
 from dure.model.usage import TokenRow
 from dure.model.view import ChipView, Report, WorkloadView
 from dure.model.wire import Beat, Hello, RunStatus, Usage
@@ -30,7 +31,9 @@ def a_cloud(jobs: int = 5) -> Core:
     """An endpoint that answers as w1, `jobs` jobs of which the first has ended."""
     core = Core(["simulated-echo"])
     asks = (Ask(Serve("simulated-echo"), ChipAsk("cpu", 1, 500)), *[job()] * jobs)
-    hello = Hello(Node("n", "h", 1, "0", "b"), cores(4), ())
+    power = Power(2.0, 10.0, "configured", "example")
+    chips = tuple(msgspec.structs.replace(chip, power=power) for chip in cores(4))
+    hello = Hello(Node("n", "h", 1, "0", "b"), chips, ())
     core.turn(T0_NS, [ib.MakeProject("default", "up", 1), ib.AgentHello(hello), ib.Submit(asks, "k1", 2)])
     beat(core, T0_NS + 1, cpu_ns=5)
     return core
@@ -76,19 +79,36 @@ def test_a_report_is_written_in_a_thread(control: Served, what: str, monkeypatch
 
 
 def test_the_ledger_a_report_reads_is_folded_into_no_more() -> None:
-    core = a_cloud()
-    beat(core, T0_NS + MINUTE_NS, cpu_ns=7)
-    core.turn(T0_NS + MINUTE_NS + 1, [ib.UsageIn(1, Usage("gateway-0", 0, 9, "d" * 64, (ROW,)))])
-    frozen = views.frozen(core.ledger, T0_NS + 2 * MINUTE_NS)
-    before = msgspec.json.encode(frozen)
-    folded = msgspec.json.encode(core.ledger)
-    beat(core, T0_NS + 3 * MINUTE_NS, cpu_ns=9_000)
-    core.turn(T0_NS + 3 * MINUTE_NS + 1, [ib.UsageIn(1, Usage("gateway-0", 9, 20, "d" * 64, (ROW,)))])
-    core.turn(T0_NS + 3 * MINUTE_NS + 2, [ib.StopWork("w3", "k1", 9), ib.AgentGone("n", "gone")])
+    core, minute = a_cloud(), T0_NS
+    at = 0
+
+    def use() -> None:
+        nonlocal at
+        core.turn(minute, [ib.UsageIn(1, Usage("gateway-0", at, at + 9, "d" * 64, (ROW,)))])
+        at += 9
+
+    def freeze() -> tuple[Ledger, bytes]:
+        ledger = views.frozen(core.ledger, minute)
+        return ledger, msgspec.json.encode(ledger)
+
+    kept = [freeze()]
+    for cpu_ns in (7_000_000_000, 9_000_000_000):
+        minute += MINUTE_NS
+        beat(core, minute, cpu_ns)
+        kept.append(freeze())
+        use()
+        kept.append(freeze())
+    core.turn(minute + 1, [ib.StopWork("w1", "k1", 9), ib.StopWork("w3", "k1", 9)])
+    minute += MINUTE_NS
     for run in list(core.state.runs):
-        core.turn(T0_NS + 4 * MINUTE_NS, [ib.AgentBeat("n", Beat((RunStatus(run, "ended", 10**9),)))])
-    assert msgspec.json.encode(core.ledger) != folded, "nothing was folded: the test shows nothing"
-    assert msgspec.json.encode(frozen) == before
+        core.turn(minute, [ib.AgentBeat("n", Beat((RunStatus(run, "ended", 10**10, exit=Exit("stopped")),)))])
+    kept.append(freeze())
+    use()  # late: the endpoint has ended
+    core.turn(minute + 2, [ib.AgentGone("n", "gone")])
+    assert core.ledger.workloads["w1"].ended and core.ledger.workloads["w1"].tokens["default"].answers == 3
+    assert len({encoded for _, encoded in kept}) == len(kept), "nothing was folded: the test shows nothing"
+    for ledger, encoded in kept:
+        assert msgspec.json.encode(ledger) == encoded
 
 
 def test_a_report_says_the_same_of_the_frozen_ledger_as_of_the_live_one() -> None:
