@@ -17,6 +17,8 @@ import pytest
 
 from dure.app.fetch import Failed, Fetched, Fetching, _reporter, main
 
+pytestmark = pytest.mark.slow  # real processes
+
 TOKEN = "hf_abcdefSECRET"
 
 

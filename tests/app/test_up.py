@@ -22,6 +22,8 @@ from dure.client.chat import Message, Tokens
 from dure.model.errors import DureError
 from dure.model.workload import Ask, ChipAsk, Command, Serve
 
+pytestmark = pytest.mark.slow  # real processes
+
 FLEET = '[[chips]]\nkind = "sim-npu"\ncount = {}\nidle_w = 40\nfull_w = 180\nrun_s = 0.05\n'
 SLEEPS = ("sh", "-c", "trap '' HUP; echo begun; sleep 1000 & wait")
 

@@ -13,6 +13,8 @@ import pytest
 from tests.client import samples
 from tests.client.fake_control import KEY, FakeControl
 
+pytestmark = pytest.mark.slow  # real processes
+
 DURE = [sys.executable, "-c", "from dure.cli.main import main; main()"]
 STREAM = b'data: {"choices":[{"delta":{"content":"one "}}]}\n\n'
 

@@ -23,6 +23,8 @@ from dure.computing.catalogue import load
 from dure.model.artifact import ModelEntry
 from dure.model.errors import DureError
 
+pytestmark = pytest.mark.slow  # real processes
+
 BODY = Random(1).randbytes(200_000)
 Change = Callable[[zipfile.ZipFile], None]
 

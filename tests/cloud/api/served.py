@@ -74,6 +74,7 @@ class Served:
         self.loop = Loop(self.log, ["simulated-echo", "smollm2-135m"], clock_ns, LINK)
         self.control = Control(self.loop, load(None), load_prices(), LINK, home, clock_ns)
         self._sock = socket.create_server(("127.0.0.1", 0))
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port: int = self._sock.getsockname()[1]
         self._started, self._stop = threading.Event(), asyncio.Event()
         self._failed: list[BaseException] = []

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from tests.cloud.gateway.parts import KEY, LINK_KEY, Cloud, FakeControl, until
 
+pytestmark = pytest.mark.slow  # real processes
+
 
 def test_requests_and_answers_pass_both_ways(cloud: Cloud) -> None:
     headers = {"X-Mine": "1", "Authorization": "Bearer anything", "Connection": "X-Hop", "X-Hop": "1", "Cookie": "a=b"}

@@ -17,6 +17,8 @@ from tests.cloud.gateway.parts import KEY, Cloud, GatewayProcess, routes_for, un
 from dure.cloud.gateway.routes import QUEUE
 from dure.model.wire import Replica, Routes
 
+pytestmark = pytest.mark.slow  # real processes
+
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 

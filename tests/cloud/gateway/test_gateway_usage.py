@@ -14,6 +14,8 @@ from tests.cloud.gateway.parts import KEY, Cloud, until
 
 from dure.cloud.gateway.journal import fold
 
+pytestmark = pytest.mark.slow  # real processes
+
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 

@@ -23,6 +23,8 @@ from dure.computing.agent import processes
 from dure.computing.agent.runs import HOLD, RunFolder, deadline_ns
 from dure.model.workload import Exit
 
+pytestmark = pytest.mark.slow  # real processes
+
 STRAY = "setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 1000' &"
 """A grandchild in a session of its own that ignores TERM; it says its pid."""
 
