@@ -18,7 +18,7 @@ class ModelEntry(Struct, frozen=True):
 
     name: Name
     source: str
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     size_bytes: Annotated[int, Meta(ge=1)]
     licence: str
     engine: str

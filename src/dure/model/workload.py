@@ -10,12 +10,12 @@ from msgspec import Meta, Struct
 from dure.model.errors import DureError
 from dure.model.units import WHOLE_CHIP_MILLI
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Kind = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
+Kind = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
 
 
 class ChipAsk(Struct, frozen=True):
-    """`count` chips of one kind, `milli` of each (1000 = whole; a share only with count 1)."""
+    """`count` chips of one kind on one node, `milli` of each (1000 = whole)."""
 
     kind: Kind = "cpu"
     count: Annotated[int, Meta(ge=1, le=1_000_000)] = 1

@@ -200,11 +200,11 @@ class Hold:
         try:
             os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
         except FileNotFoundError:
-            raise ValueError(f"command not found: {spec['argv'][0]}") from None
+            raise ValueError(f"command not found: {spec['argv'][0][:200]}") from None
         except PermissionError:
-            raise ValueError(f"command not executable: {spec['argv'][0]}") from None
+            raise ValueError(f"command not executable: {spec['argv'][0][:200]}") from None
         except OSError as error:
-            raise ValueError(f"{spec['argv'][0]}: {error.strerror}") from None
+            raise ValueError(f"{spec['argv'][0][:200]}: {error.strerror}") from None
 
     def watch(self) -> None:
         """Until no process of the run is left."""
