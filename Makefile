@@ -25,7 +25,7 @@ test: setup ## every test
 check: setup ## format, lint, types and the fast tests
 	@$(PY) -m ruff format --check -q . && $(PY) -m ruff check -q .
 	@told=$$(mktemp); failed=0; $(PY) -m mypy >"$$told" 2>&1 & \
-	$(PY) -m pytest -q -m "not slow" $(ARGS) || failed=1; wait $$! || failed=1; cat "$$told"; rm -f "$$told"; exit $$failed
+	$(PY) -m pytest -q -n 2 -m "not slow" $(ARGS) || failed=1; wait $$! || failed=1; cat "$$told"; rm -f "$$told"; exit $$failed
 
 bench: setup ## one run of all benchmarks, beside their targets
 	@exec $(PY) -m bench $(ARGS)

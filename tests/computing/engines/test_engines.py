@@ -27,14 +27,16 @@ def test_every_model_of_the_catalogue_has_its_engine() -> None:
     assert {model.engine for model in load(None).values()} <= set(ENGINES)
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=str)
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
 def test_a_launch_keeps_its_key_out_of_sight(engine: Engine) -> None:
     launch = engine.launch(Path("/models/두레 x"), Serve("m", slots=3, context_tokens=256), SEAT)
     assert SEAT.key not in " ".join(launch.argv) + str(launch.env) and SEAT.key.encode() in launch.config
     assert launch.ready_path.startswith("/") and Path(launch.argv[-1]).is_file() and "-I" in launch.argv
 
 
-@pytest.mark.parametrize("engine", [engine for engine in ENGINES.values() if engine.package], ids=str)
+@pytest.mark.parametrize(
+    "engine", [engine for engine in ENGINES.values() if engine.package], ids=lambda engine: engine.name
+)
 def test_the_installed_version_is_supported_and_a_strange_one_is_not(engine: Engine) -> None:
     assert engine.supports(metadata.version(engine.package))
     assert not any(engine.supports(version) for version in ("", "0", "2026", "2026.9.1", "2027.1.1", "2026.x", "두레"))
