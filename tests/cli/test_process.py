@@ -25,7 +25,14 @@ def environment(control: FakeControl) -> dict[str, str]:
 
 
 def start(control: FakeControl, *args: str | bytes, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*DURE, *args], stdout=stdout, stderr=subprocess.PIPE, env=environment(control))
+    """As from a terminal: whoever runs the tests in the background has SIGINT ignored, which children inherit."""
+    return subprocess.Popen(
+        [*DURE, *args],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=environment(control),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
