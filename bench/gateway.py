@@ -24,9 +24,9 @@ import aiohttp
 import msgspec
 import uvloop
 from aiohttp import web
-from bench.load import Load
 from msgspec import Struct
 
+from bench.load import Load
 from dure.model.wire import GatewaySays, KeyGrant, Recorded, Replica, Routes, Usage
 
 CELLS = [(1, False), (1, True), (16, False), (16, True)]

@@ -13,7 +13,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from tests.app.ups import Up, lives, phase, running, submit, until
 
 from dure.app import up as up_module
 from dure.app.processes import Child
@@ -21,6 +20,7 @@ from dure.app.up import Stop, prepare
 from dure.client.chat import Message, Tokens
 from dure.model.errors import DureError
 from dure.model.workload import Ask, ChipAsk, Command, Serve
+from tests.app.ups import Up, lives, phase, running, submit, until
 
 pytestmark = pytest.mark.slow  # real processes
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from tests.client import samples
 from tests.client.fake_control import KEY, FakeControl
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.client import samples
-from tests.client.fake_control import KEY, Answer, FakeControl
 
 from dure.cli.look import phase_of
 from dure.cli.main import main
 from dure.model.view import ErrorView, Failed, Submitted
 from dure.model.workload import Ask, ChipAsk, Command, Exit, Refusal, Serve
+from tests.client import samples
+from tests.client.fake_control import KEY, Answer, FakeControl
 
 
 class Ran(msgspec.Struct, frozen=True):

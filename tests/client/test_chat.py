@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.client.fake_control import KEY, Answer, FakeControl
 
 from dure.client import ApiError, Client, Message, Tokens
+from tests.client.fake_control import KEY, Answer, FakeControl
 
 CHAT = "POST /v1/chat/completions"
 ASKED = [Message("user", "안녕?")]

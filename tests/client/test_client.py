@@ -9,13 +9,13 @@ from contextlib import closing
 
 import msgspec
 import pytest
-from tests.client import samples
-from tests.client.fake_control import KEY, Answer, FakeControl
 
 from dure.client import ApiError, Client
 from dure.model.errors import DureError
 from dure.model.view import ErrorView, Failed, Submitted
 from dure.model.workload import Ask, Command
+from tests.client import samples
+from tests.client.fake_control import KEY, Answer, FakeControl
 
 ASK = Ask(Command(("echo", "두레")))
 

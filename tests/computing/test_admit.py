@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import json
 from msgspec.structs import replace
-from tests.computing.small import JOB, SERVE, Small, chips, hello
 
 from dure.computing import inbox as ib
 from dure.computing.admit import admit
 from dure.model.event import WorkloadRefused
 from dure.model.workload import Ask, ChipAsk, Command, Refusal, Serve
+from tests.computing.small import JOB, SERVE, Small, chips, hello
 
 
 def cloud(*projects: str) -> Small:

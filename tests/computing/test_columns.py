@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
-from tests.computing.small import chip, chips
 
 from dure.computing.place.columns import Columns
 from dure.model.chip import Chip, Health
+from tests.computing.small import chip, chips
 
 places = st.tuples(st.sampled_from("abc"), st.integers(0, 2))
 healths: st.SearchStrategy[Health] = st.sampled_from(("healthy", "degraded", "out"))

@@ -9,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
-from tests.computing.small import Small, beat, chip, hello, over, status
 
 from dure.computing import inbox as ib
 from dure.computing.place.place import place
@@ -20,6 +19,7 @@ from dure.model.chip import Chip
 from dure.model.usage import TokenRow
 from dure.model.wire import Forget, Order, RunStatus, Start, Stop, Usage
 from dure.model.workload import Ask, ChipAsk, Command, Exit, Serve
+from tests.computing.small import Small, beat, chip, hello, over, status
 
 KEPT = 3
 nodes = st.sampled_from("ab")

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 from msgspec.structs import replace
-from tests.computing.small import chip
 
 from dure.computing.place.columns import Columns
 from dure.computing.place.place import fits_ever, place
 from dure.model.chip import Chip, Health
 from dure.model.workload import ChipAsk, Plan, Refusal
+from tests.computing.small import chip
 
 KINDS = ("npu", "gpu")
 HEALTHS: tuple[Health, ...] = ("healthy", "healthy", "healthy", "degraded", "quarantined", "draining", "out")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.computing.small import JOB, Small, beat, chips, hello, over, status
 
 from dure.computing.reconcile import reconcile
 from dure.model.event import RunMoved, StopAsked
 from dure.model.wire import Forget, Order, RunSpec, RunStatus, Start, Stop
 from dure.model.workload import Command, RunPhase, Slice
+from tests.computing.small import JOB, Small, beat, chips, hello, over, status
 
 PHASES: tuple[RunPhase, ...] = ("placed", "fetching", "starting", "running")
 RUN = "w1.0.1"

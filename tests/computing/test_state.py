@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import json
 from msgspec.structs import replace
-from tests.computing.small import JOB, SERVE, Small, beat, chip, chips, hello, over, status
 
 from dure.computing import inbox as ib
 from dure.computing.place.place import fits_ever
@@ -16,6 +15,7 @@ from dure.computing.turn import Core
 from dure.model import event as ev
 from dure.model.units import NS_PER_S
 from dure.model.workload import ChipAsk, Exit, Refusal
+from tests.computing.small import JOB, SERVE, Small, beat, chip, chips, hello, over, status
 
 CRASH = Exit("signalled", signal=11)
 

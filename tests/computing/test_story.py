@@ -7,13 +7,13 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.computing.small import JOB, SERVE, START_NS, chips
 
 from dure.computing.story import tell, told
 from dure.model import event as ev
 from dure.model.chip import Node
 from dure.model.usage import RunMeter, TokenRow
 from dure.model.workload import Ask, ChipAsk, Command, EndReason, Exit, Plan, Refusal, Slice, Workload
+from tests.computing.small import JOB, SERVE, START_NS, chips
 
 BUSY = Refusal("busy", "npu:1: of 2 npu chips 2 less than 1000 milli free", "place", {"less than 1000 milli free": 2})
 METERS = (

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tests.computing.small import JOB, SERVE, Small, beat, chips, hello, over, status
 
 from dure.computing import inbox as ib
 from dure.computing import turn as turn_module
@@ -15,6 +14,7 @@ from dure.model.usage import TokenRow
 from dure.model.view import Submitted
 from dure.model.wire import Forget, Lease, Recorded, Start, Stop, Usage
 from dure.model.workload import ChipAsk, Exit, Refusal, Serve
+from tests.computing.small import JOB, SERVE, Small, beat, chips, hello, over, status
 
 
 def cloud(count: int = 2) -> Small:

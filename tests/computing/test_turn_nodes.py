@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from tests.computing.small import JOB, SERVE, Small, beat, chip, chips, hello, over, status
 
 from dure.computing import inbox as ib
 from dure.model import event as ev
@@ -12,6 +11,7 @@ from dure.model.units import NS_PER_S
 from dure.model.usage import RunMeter
 from dure.model.wire import Forget, Lease, Start, Stop
 from dure.model.workload import Ask, ChipAsk, Command, Exit
+from tests.computing.small import JOB, SERVE, Small, beat, chip, chips, hello, over, status
 
 CORE = Ask(Command(("true",)), ChipAsk("cpu", 1, 1000))
 SHUTDOWN = Exit("shutdown")

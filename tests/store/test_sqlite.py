@@ -8,13 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.store.written import COUNT, ROWS, edit, link_before, moves, verified
 
 from dure.model.errors import LogDamaged
 from dure.model.event import Entry, NodeLost
 from dure.store import sqlite
 from dure.store.chain import GENESIS, seal
 from dure.store.sqlite import SqliteLog
+from tests.store.written import COUNT, ROWS, edit, link_before, moves, verified
 
 
 def test_the_file_is_private_synced_and_marked(path: Path) -> None:

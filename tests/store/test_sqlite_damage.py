@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.store.written import COUNT, ROWS, edit, moves, verified, written
 
 from dure.model.errors import DureError, LogDamaged, LogUnwritable
 from dure.model.event import Entry
 from dure.store import sqlite
 from dure.store.sqlite import SqliteLog
+from tests.store.written import COUNT, ROWS, edit, moves, verified, written
 
 
 @pytest.mark.parametrize(

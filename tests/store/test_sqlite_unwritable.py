@@ -13,12 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.store.written import COUNT, ROWS, moves, refused, verified, written
 
 from dure.model.errors import LogUnwritable
 from dure.model.event import Entry, NodeLost
 from dure.store import sqlite
 from dure.store.sqlite import SqliteLog
+from tests.store.written import COUNT, ROWS, moves, refused, verified, written
 
 
 @contextmanager

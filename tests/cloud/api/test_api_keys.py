@@ -7,12 +7,12 @@ import socket
 import msgspec
 import pytest
 from msgspec import Struct
-from tests.cloud.api.served import ADMIN, FakeAgent, Served, cores, job
 
 from dure.model.chip import Node
 from dure.model.view import ChipView, KeyMade, KeyView, ProjectView, ServerInfo, StoryLine, Submitted, WorkloadView
 from dure.model.wire import Hello
 from dure.model.workload import Ask, ChipAsk, Serve
+from tests.cloud.api.served import ADMIN, FakeAgent, Served, cores, job
 
 GET = ["info", "chips", "workloads", "workloads/w1", "workloads/w1/why", "workloads/w1/log", "models", "report/usage"]
 GET += ["projects", "keys", "events", "schema", "schema/openapi.json"]

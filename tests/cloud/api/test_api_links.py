@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 from msgspec.structs import replace
-from tests.cloud.api.served import ADMIN, LINK, PATIENCE_S, FakeAgent, Served, cores, job, until
 
 from dure.cloud.keys import digest
 from dure.model import event as ev
@@ -27,6 +26,7 @@ from dure.model.wire import (
     engine_key,
 )
 from dure.model.workload import Ask, ChipAsk, Serve
+from tests.cloud.api.served import ADMIN, LINK, PATIENCE_S, FakeAgent, Served, cores, job, until
 
 ECHO = Ask(Serve("simulated-echo", slots=7), ChipAsk("cpu", 1, 500))
 ROW = TokenRow("k1", "default", "simulated-echo", "w1.0.1", 29_833_333, 1, 5, 7)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.cloud.api.served import Served, cores, job
 
 from dure.cloud.api import views
 from dure.cloud.api.resources import in_pieces
@@ -21,6 +20,7 @@ from dure.model.usage import TokenRow
 from dure.model.view import ChipView, Report, WorkloadView
 from dure.model.wire import Beat, Hello, RunStatus, Usage
 from dure.model.workload import Ask, ChipAsk, Exit, Serve
+from tests.cloud.api.served import Served, cores, job
 
 T0_NS = 1_790_000_000_000_000_000
 MINUTE_NS = 60_000_000_000

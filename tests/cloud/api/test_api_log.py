@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.cloud.api.served import FakeAgent, Served, job, until
 
 from dure.cloud import loop as loop_module
 from dure.model.view import LogView, Submitted
 from dure.model.wire import LogChunk, ReadLog, RunStatus
 from dure.model.workload import Ask, ChipAsk, Exit, Serve
+from tests.cloud.api.served import FakeAgent, Served, job, until
 
 RUNNING = RunStatus("w1.0.1", "running", 5, 42)
 ENDED = RunStatus("w1.0.1", "ended", 9, exit=Exit("exited", 0))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.cloud.api.served import ADMIN, Answer, Served, cores, job
 
 from dure.cloud.gateway.asgi import LOOPBACK, check_site, parse
 from dure.model.view import KeyMade, Submitted
 from dure.model.workload import ChipAsk
+from tests.cloud.api.served import ADMIN, Answer, Served, cores, job
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 ASKED = "Give the admin key"

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cloud.api.served import Answer, Served, job, until
 
 from dure.cloud.api import resources
 from dure.model.errors import LogUnwritable
@@ -21,6 +20,7 @@ from dure.model.view import ChipView, EventView, ModelView, Report, ServerInfo, 
 from dure.model.wire import RunStatus, Start, Stop
 from dure.model.workload import Ask, ChipAsk, Command, Exit, Serve
 from dure.store.memory import MemoryLog
+from tests.cloud.api.served import Answer, Served, job, until
 
 BAD = [
     b"", b"{", b"null", b"7", b'"x"', b"\xff\xfe", b"[" * 100_000, b"{}", b"[null]", b"[[]]", b"NaN", b"{'work':1}",

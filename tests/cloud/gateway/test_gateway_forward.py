@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+
 from tests.cloud.gateway.parts import KEY, LINK_KEY, Cloud, FakeControl, until
 
 pytestmark = pytest.mark.slow  # real processes

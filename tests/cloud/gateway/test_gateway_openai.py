@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from tests.cloud.gateway.parts import KEY, Cloud, GatewayProcess, routes_for, until
 
 from dure.cloud.gateway.routes import QUEUE
 from dure.model.wire import Replica, Routes
+from tests.cloud.gateway.parts import KEY, Cloud, GatewayProcess, routes_for, until
 
 pytestmark = pytest.mark.slow  # real processes
 

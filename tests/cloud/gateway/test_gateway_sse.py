@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cloud.gateway.parts import chunk
 
 from dure.cloud.gateway import sse
 from dure.cloud.gateway.sse import Events, Tokens, usage_of
+from tests.cloud.gateway.parts import chunk
 
 WORDS = [chunk("one"), chunk('say "usage": [DONE] "error"'), chunk("끝")]
 STREAM = "".join([*WORDS, chunk(None, (7, 3)), "data: [DONE]\n\n"]).encode()

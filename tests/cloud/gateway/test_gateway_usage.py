@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.cloud.gateway.parts import KEY, Cloud, until
 
 from dure.cloud.gateway.journal import fold
+from tests.cloud.gateway.parts import KEY, Cloud, until
 
 pytestmark = pytest.mark.slow  # real processes
 

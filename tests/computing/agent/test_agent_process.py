@@ -18,10 +18,10 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
-from tests.computing.agent.lab import IGNORES_TERM, SLEEPS, Lab, lives, spec, until
 
 from dure.model.wire import AgentSays, Beat, Forget, Hello, Lease, LogChunk, Order, ReadLog, RunStatus, Start, Stop
 from dure.model.workload import Command, Exit, Serve
+from tests.computing.agent.lab import IGNORES_TERM, SLEEPS, Lab, lives, spec, until
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.computing.agent.lab import IGNORES_TERM, SLEEPS, Lab, exit_of, lives, output, past_starting, pid_said, until
 
 from dure.computing.agent import processes
 from dure.computing.agent.runs import HOLD, RunFolder, deadline_ns
 from dure.model.workload import Exit
+from tests.computing.agent.lab import IGNORES_TERM, SLEEPS, Lab, exit_of, lives, output, past_starting, pid_said, until
 
 pytestmark = pytest.mark.slow  # real processes
 

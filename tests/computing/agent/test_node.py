@@ -16,6 +16,13 @@ from typing import Any
 
 import msgspec
 import pytest
+
+from dure.computing.agent.node import NodeRuns
+from dure.computing.agent.run import HeldRun
+from dure.computing.agent.runs import HoldStatus, RunFolder
+from dure.model.errors import DureError
+from dure.model.wire import Forget, Lease, LogChunk, ReadLog, RunStatus, Start, Stop, engine_key
+from dure.model.workload import Command, Exit, Serve
 from tests.computing.agent.lab import (
     IGNORES_TERM,
     PATIENCE_S,
@@ -28,13 +35,6 @@ from tests.computing.agent.lab import (
     spec,
     until,
 )
-
-from dure.computing.agent.node import NodeRuns
-from dure.computing.agent.run import HeldRun
-from dure.computing.agent.runs import HoldStatus, RunFolder
-from dure.model.errors import DureError
-from dure.model.wire import Forget, Lease, LogChunk, ReadLog, RunStatus, Start, Stop, engine_key
-from dure.model.workload import Command, Exit, Serve
 
 ECHO = Serve("simulated-echo")
 

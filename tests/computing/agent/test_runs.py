@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.computing.agent.lab import SLEEPS, Lab, chip, exit_of, spec
 
 from dure.computing.agent.processes import is_alive
 from dure.computing.agent.runs import Process, RunFolder, cpus_of, deadline_ns, folders, home_id
 from dure.model.errors import DureError
 from dure.model.workload import Command
+from tests.computing.agent.lab import SLEEPS, Lab, chip, exit_of, spec
 
 
 @pytest.mark.parametrize("run", ["", ".", "..", "../up", "a/b", "a\0b", "W1", "두레", "x" * 65, "-rf", "w1\n"])

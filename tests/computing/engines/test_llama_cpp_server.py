@@ -17,11 +17,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.computing.agent.lab import Lab, spec
-
 from dure.computing.agent.node import NodeRuns
 from dure.model.wire import RunStatus, Start, Stop, engine_key
 from dure.model.workload import Exit, Serve
+from tests.computing.agent.lab import Lab, spec
 
 pytestmark = pytest.mark.slow
 
