@@ -20,7 +20,7 @@ up: .venv/runtime.stamp ## start the cloud here (ARGS="--once" asks one prompt a
 	@exec .venv/bin/dure up $(ARGS)
 
 test: setup ## every test
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest -n 2 $(ARGS)
 
 check: setup ## format, lint, types and the fast tests
 	@$(PY) -m ruff format --check -q . && $(PY) -m ruff check -q .

@@ -236,6 +236,7 @@ def test_usage_that_was_not_written_is_asked_for_again() -> None:
 
 def test_a_snapshot_for_which_there_is_no_room_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "SNAPSHOT_ROWS", 1)
+    monkeypatch.setattr(loop_module, "SNAPSHOT_BYTES_A_ROW", 1 << 40)
     refused: list[int] = []
 
     class Small(MemoryLog):
@@ -326,6 +327,7 @@ def test_a_snapshot_and_what_followed_is_the_log_from_its_beginning(steps: list[
         log = MemoryLog()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop_module, "SNAPSHOT_ROWS", every)
+            patch.setattr(loop_module, "SNAPSHOT_BYTES_A_ROW", 1 << 40)
             patch.setattr(loop_module, "REPLAY_ROWS", 3)
             async with running(log) as loop:
                 loop.put(hello())

@@ -24,6 +24,8 @@ TURN_ITEMS = 500
 TURN_ASKS = 2000
 """Items, and asks in them, that a turn takes: bounds how long the event loop is held."""
 SNAPSHOT_ROWS = 100_000
+SNAPSHOT_BYTES_A_ROW = 100
+"""A large state is written seldom: never more than so many bytes of snapshot for each row of the log."""
 LOG_ANSWER_S = 5.0
 REPLAY_ROWS = 10_000
 V = TypeVar("V")
@@ -68,6 +70,7 @@ class Loop:
         self._chunks: dict[int, asyncio.Future[LogChunk]] = {}
         self._token = 0
         self._snapshot_at = log.head
+        self._snapshot_rows = SNAPSHOT_ROWS
         self._now_ns = 0
 
     def put(self, item: ib.Item) -> None:
@@ -135,9 +138,10 @@ class Loop:
             self._act(effect)
         if push:
             self._push()
-        if self.log.head - self._snapshot_at >= SNAPSHOT_ROWS:
+        if self.log.head - self._snapshot_at >= self._snapshot_rows:
             self._snapshot_at = self.log.head
             raw = json.encode(Snapshot(self.core.state, self.core.ledger))
+            self._snapshot_rows = max(SNAPSHOT_ROWS, len(raw) // SNAPSHOT_BYTES_A_ROW)
             with contextlib.suppress(LogUnwritable):  # only the next start is slower
                 await asyncio.to_thread(self.log.save_snapshot, self._snapshot_at, raw)
         await asyncio.sleep(0)  # who waited for `on_disk` reads before the next turn
