@@ -16,8 +16,6 @@ from dure.model.event import Entry
 from dure.store.chain import GENESIS, Row, damaged, opened, seal, unseal
 from dure.store.log import check_offset, check_range
 
-CHECKPOINT_PAGES = 16_384
-"""64 MiB of WAL between checkpoints, each of which syncs the file: SQLite's 4 MiB would be five a second under load."""
 BUSY_S = 2.0
 """How long an append waits for another process that is writing to the same file."""
 
@@ -250,7 +248,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         )
         try:
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             connection.execute("PRAGMA cell_size_check = ON")
         except BaseException:
             connection.close()
